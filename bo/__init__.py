@@ -1,0 +1,30 @@
+"""How to search: the study, its objective, and the loop that runs it. Importing this loads neither torch nor ray."""
+
+from bo.journal import JournalError, StudyInUse
+from bo.objective import Maximize, Minimize, Objective, WeightedSum
+from bo.ports import History, Limits, Proposal, Recommendation
+from bo.run import TrainingBroken, run
+from bo.study import Study
+from bo.trial import Diverged, Report, StopTrial, Trial
+from bo.worker import RunningTrial
+
+__all__ = [
+    "Diverged",
+    "History",
+    "JournalError",
+    "Limits",
+    "Maximize",
+    "Minimize",
+    "Objective",
+    "Proposal",
+    "Recommendation",
+    "Report",
+    "RunningTrial",
+    "StopTrial",
+    "Study",
+    "StudyInUse",
+    "TrainingBroken",
+    "Trial",
+    "WeightedSum",
+    "run",
+]

@@ -1,0 +1,196 @@
+"""The journal: a study's one truth, a file that only grows.
+
+Reading takes no lock and changes no byte. The first append takes the study's lock, cuts off a torn last line and from
+then on writes lines that are on the disk before anyone hears of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from bo.events import Event, from_line, to_line
+
+NAME: Final = "journal.jsonl"
+LOCK: Final = "lock"
+log = logging.getLogger("windtunnel")
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written; the message says which line or why."""
+
+
+class StudyInUse(JournalError):
+    """Another process writes this study."""
+
+
+class Journal:
+    """The file `folder/journal.jsonl` after its first `length` lines; `append` makes this process its one writer."""
+
+    def __init__(self, folder: Path, length: int, clock: Callable[[], float]) -> None:
+        self.folder = folder
+        self.length = length
+        self.clock = clock
+        self._file: int | None = None
+        self._lock: int | None = None
+        self._end = 0
+
+    def append(self, events: Sequence[Event]) -> list[Event]:
+        """Write events as the next lines and return them as read back, with "n" and "at".
+
+        One write and one fsync for all. Raises StudyInUse when another process is the writer, JournalError when the
+        disk refuses; then nothing was appended, and a later append may succeed.
+        """
+        if self._file is None:
+            self._become_writer()
+        assert self._file is not None
+        first = self.length + 1
+        lines = [to_line(first + i, self.clock(), happened) for i, happened in enumerate(events)]
+        data = b"".join(lines)
+        try:
+            os.ftruncate(self._file, self._end)  # what an earlier refused write may have left
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._file, data[written:], self._end + written)
+            os.fsync(self._file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._end)
+            raise JournalError(
+                f"{self.folder / NAME} cannot be written ({error.strerror}); what it holds so far is safe. Free "
+                "space or mend the folder's permissions, then resume the study."
+            ) from error
+        self._end += len(data)
+        self.length += len(lines)
+        return [from_line(line) for line in lines]
+
+    def close(self) -> None:
+        """Let go of the file and the lock; the next append takes them again."""
+        for descriptor in (self._file, self._lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._file = self._lock = None
+
+    def _become_writer(self) -> None:
+        try:
+            self._lock = take_lock(self.folder)
+            self._file = os.open(self.folder / NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            self.close()
+            raise JournalError(
+                f"{self.folder} cannot be written ({error.strerror}); choose a folder you own."
+            ) from error
+        events, self._end = read(self.folder / NAME)
+        if len(events) != self.length:
+            self.close()
+            raise StudyInUse(f"{self.folder} was changed by another process since it was opened; open it again.")
+        torn = os.fstat(self._file).st_size - self._end
+        if torn:
+            log.warning("%s ended in a torn line of %d bytes, which is dropped.", self.folder / NAME, torn)
+        sync_folder(self.folder)
+
+
+def read(path: Path) -> tuple[list[Event], int]:
+    """The events of a journal and the length of its whole lines; a torn last line is left out.
+
+    Raises JournalError naming the number of a bad inner line. A file that does not exist has no events.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read ({error.strerror}).") from error
+    events: list[Event] = []
+    end = 0
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            happened = from_line(line)
+            if happened["n"] != number:
+                raise ValueError(f"it is numbered {happened['n']}")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise JournalError(
+                f"{path} is damaged at line {number}: {error}. Restore the file from a backup, or keep the "
+                f"{number - 1} lines before it by deleting the rest."
+            ) from error
+        events.append(happened)
+        end += len(line)
+    return events, end
+
+
+def take_lock(folder: Path) -> int:
+    """The descriptor that holds the folder's lock until it is closed or its process dies.
+
+    Raises StudyInUse naming the holder, or JournalError where the file system has no working locks (some NFS mounts).
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise StudyInUse(f"{folder} is in use by {holder(folder)}; one study has one driver.") from error
+        raise JournalError(
+            f"{folder} is on a file system without working locks ({error.strerror}), so two drivers could write one "
+            "study; choose a local folder."
+        ) from error
+    if not _excludes(folder / LOCK):
+        log.warning("%s is on a file system whose locks do not exclude (NFS?); never start two drivers on it.", folder)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+    return descriptor
+
+
+def holder(folder: Path) -> str:
+    """Who holds the lock of `folder`, in words."""
+    try:
+        who = json.loads((folder / LOCK).read_text())
+        return f"pid {who['pid']} on {who['host']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def in_use(folder: Path) -> bool:
+    """Whether some process drives the study in `folder` now; takes the lock for an instant and leaves no trace."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _excludes(path: Path) -> bool:
+    second = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(second)
+    return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's own entries (a file just created or renamed) durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

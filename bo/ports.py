@@ -1,0 +1,197 @@
+"""The two things a study needs from outside: a policy that proposes, and an executor that runs.
+
+A policy gets data (`History`) and never the study; an executor gets a trial and never the study. What an executor has
+to say comes back as one of five messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bo.objective import Objective
+from bo.trial import Trial
+from search_spaces import Scale, Space
+
+# ------------------------------------------------------------------------------------------- what an executor says
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The run reported metrics at a step and goes on."""
+
+    trial: int
+    attempt: int
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The training function returned its metrics."""
+
+    trial: int
+    attempt: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run was asked to end early and did."""
+
+    trial: int
+    attempt: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The training function raised; `diverged` when it raised `Diverged`. It is not retried: it would raise again."""
+
+    trial: int
+    attempt: int
+    error: str
+    traceback: str
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The worker is gone (killed, out of memory, node lost); the configuration is not to blame, so it is retried."""
+
+    trial: int
+    attempt: int
+    cause: str
+
+
+Message = Reported | Returned | Stopped | Raised | Lost
+Train = Callable[[Any], Mapping[str, float]]
+
+
+class Executor(Protocol):
+    """Runs trials somewhere. Its methods are called from one thread, the driver's."""
+
+    def open(self, train: Train, folder: Path) -> None:
+        """Get ready to run `train` for the study in `folder` (absolute); called once, before the first submit."""
+
+    def capacity(self) -> int:
+        """How many more trials it would take now; 0 when it is busy."""
+
+    def submit(self, trial: Trial) -> None:
+        """Start a trial, without waiting for its end."""
+
+    def wait(self, deliver: Callable[[Message], None], timeout: float) -> None:
+        """Deliver what has happened; return once something was delivered, or after `timeout` seconds."""
+
+    def stop(self, trial: int) -> None:
+        """Ask the run of that trial to end at its next report; does nothing when it is not running here."""
+
+    def close(self) -> None:
+        """End what still runs and let go of everything; may be called twice."""
+
+
+# ---------------------------------------------------------------------------------------------- what a policy sees
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Totals of a study: trials at every scale together, and spend in runs at the top scale; None is no limit."""
+
+    n_trials: int | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_trials is not None and (type(self.n_trials) is not int or self.n_trials < 1):
+            raise ValueError(f"n_trials must be a whole number of at least 1, got {self.n_trials!r}.")
+        if self.budget is not None and not (isinstance(self.budget, (int, float)) and 0 < self.budget < float("inf")):
+            raise ValueError(f"budget must be a finite number above 0, in runs at the top scale, got {self.budget!r}.")
+
+
+@dataclass(frozen=True)
+class History:
+    """All a policy may know: the journal up to line `seen`, folded.
+
+    `memory` is what the policy's last proposal left for the next one (fitted hyperparameters, for a warm start).
+    """
+
+    space: Space
+    objective: Objective
+    trials: tuple[Trial, ...]
+    limits: Limits = Limits()
+    seen: int = 0
+    memory: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spent(self) -> float:
+        """Cost of every trial proposed so far, in runs at the top scale; runs made elsewhere cost nothing here."""
+        return sum(trial.cost for trial in self.trials if trial.source != "added")
+
+    @property
+    def proposed(self) -> int:
+        """Number of trials that count towards `limits.n_trials`."""
+        return sum(trial.source != "added" for trial in self.trials)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration to run, at a scale, and why; `note` says what an operator should know (a fallback's reason)."""
+
+    config: Mapping[str, Any]
+    scale: Scale
+    source: str
+    predicted: Mapping[str, float] | None = None
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The configuration the model believes best at a scale; the objective is in minimised user units, 90% interval."""
+
+    config: Mapping[str, Any]
+    scale: Scale
+    mean: float | None
+    low: float | None
+    high: float | None
+    note: str | None = None
+
+
+class Policy(Protocol):
+    """Decides what to run next: a pure function of its settings, the history and the generator."""
+
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
+        """At most `n` proposals; none when nothing more is worth running or affordable under `history.limits`."""
+
+    def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
+        """The best configuration at `scale`, tried or not."""
+
+
+# ------------------------------------------------------------------------- late binding: names to implementations
+# The only place where a name becomes a module; what stands here is loaded when it is first used, so that readers,
+# workers and the command line do not pay for torch or ray.
+
+POLICIES: dict[str, str] = {
+    "sobol": "bo.policies.sobol:Sobol",
+    "bayes": "bo.policies.bayes:Bayes",
+    "ladder": "bo.policies.ladder:Ladder",
+}
+
+EXECUTORS: dict[str, str] = {
+    "in-process": "integrations.in_process:InProcess",
+    "pool": "integrations.process_pool:ProcessPool",
+    "ray": "integrations.ray_tasks:RayTasks",
+}
+
+
+def load(table: Mapping[str, str], name: str, what: str) -> Any:
+    """The class that `table` has under `name`; ValueError naming `what` and the known names otherwise."""
+    if name not in table:
+        raise ValueError(f"There is no {what} named {name!r}; there are {', '.join(sorted(table))}.")
+    module, _, attribute = table[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,146 @@
+"""The state of a study: what its journal's events add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bo.events import Event, metrics_from_json
+from bo.objective import Objective
+from bo.ports import Limits
+from bo.trial import Report, Trial
+from search_spaces import Scale, Space
+
+
+@dataclass
+class State:
+    """A fold of events; changed by `apply` alone.
+
+    `queue` holds the enqueued (config, scale) that were not proposed yet, `memory` what the policy's last proposal left
+    for the next, `training` the file a study was launched from, `seen` the number of the last line.
+    """
+
+    space: Space
+    objective: Objective
+    trials: dict[int, Trial] = field(default_factory=dict)
+    queue: list[tuple[Mapping[str, Any], Scale]] = field(default_factory=list)
+    limits: Limits = field(default_factory=Limits)
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
+    seen: int = 0
+
+    def scale(self, axes: Mapping[str, float]) -> Scale:
+        return self.space.fidelity.scale(axes) if self.space.fidelity else Scale()
+
+    def cost(self, scale: Scale) -> float:
+        """Of one run at `scale`, in runs at the top scale."""
+        return self.space.fidelity.relative_cost(scale) if self.space.fidelity else 1.0
+
+
+def fold(space: Space, objective: Objective, events: Iterable[Event]) -> State:
+    state = State(space, objective)
+    for happened in events:
+        apply(state, happened)
+    return state
+
+
+def apply(state: State, happened: Event) -> None:
+    """Let one event happen to the state."""
+    APPLY[happened["kind"]](state, happened)
+    state.seen = happened["n"]
+
+
+def _created(state: State, happened: Event) -> None:
+    """The first line made the state's space and objective."""
+
+
+def _training(state: State, happened: Event) -> None:
+    state.training = {name: happened[name] for name in ("file", "sha256", "args")}
+
+
+def _limits(state: State, happened: Event) -> None:
+    state.limits = Limits(happened["n_trials"], happened["budget"])
+
+
+def _enqueued(state: State, happened: Event) -> None:
+    state.queue.append((state.space.from_json(happened["config"]), state.scale(happened["scale"])))
+
+
+def _proposed(state: State, happened: Event) -> None:
+    if happened["source"] == "enqueued":
+        state.queue.pop(0)
+    state.memory = happened.get("memory", state.memory)
+    state.trials[happened["trial"]] = Trial(
+        id=happened["trial"],
+        config=state.space.from_json(happened["config"]),
+        scale=state.scale(happened["scale"]),
+        seed=happened["seed"],
+        source=happened["source"],
+        cost=happened["cost"],
+        predicted=happened.get("predicted"),
+        note=happened.get("note"),
+    )
+
+
+def _added(state: State, happened: Event) -> None:
+    state.trials[happened["trial"]] = Trial(
+        id=happened["trial"],
+        config=state.space.from_json(happened["config"]),
+        scale=state.scale(happened["scale"]),
+        seed=0,
+        source="added",
+        cost=0.0,
+        status="diverged" if happened.get("diverged") else "finished",
+        metrics=metrics_from_json(happened["metrics"]),
+    )
+
+
+def _reported(state: State, happened: Event) -> None:
+    trial = state.trials[happened["trial"]]
+    earlier = tuple(report for report in trial.reports if report.step < happened["step"])
+    report = Report(happened["step"], metrics_from_json(happened["metrics"]))
+    state.trials[trial.id] = replace(trial, reports=(*earlier, report))
+
+
+def _retried(state: State, happened: Event) -> None:
+    _update(state, happened, attempt=happened["attempt"])
+
+
+def _finished(state: State, happened: Event) -> None:
+    _update(state, happened, status="finished", metrics=metrics_from_json(happened["metrics"]))
+
+
+def _diverged(state: State, happened: Event) -> None:
+    metrics = happened.get("metrics")
+    metrics = None if metrics is None else metrics_from_json(metrics)
+    _update(state, happened, status="diverged", metrics=metrics, error=happened["error"])
+
+
+def _stopped(state: State, happened: Event) -> None:
+    _update(state, happened, status="stopped")
+
+
+def _failed(state: State, happened: Event) -> None:
+    _update(state, happened, status="failed", error=happened["error"], traceback=happened.get("traceback"))
+
+
+def _update(state: State, happened: Event, **changes: Any) -> None:
+    trial = state.trials[happened["trial"]]
+    state.trials[trial.id] = replace(trial, seconds=happened.get("seconds", trial.seconds), **changes)
+
+
+APPLY: dict[str, Callable[[State, Event], None]] = {
+    "created": _created,
+    "training": _training,
+    "limits": _limits,
+    "enqueued": _enqueued,
+    "proposed": _proposed,
+    "added": _added,
+    "reported": _reported,
+    "retried": _retried,
+    "finished": _finished,
+    "diverged": _diverged,
+    "stopped": _stopped,
+    "failed": _failed,
+}

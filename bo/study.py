@@ -1,0 +1,442 @@
+"""The study: the one object with state, a journal and what it adds up to."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bo import journal as journals
+from bo import objective as objectives
+from bo import ports, state
+from bo.events import Event, event, metrics_to_json
+from bo.journal import Journal, JournalError
+from bo.objective import Objective
+from bo.ports import History, Limits, Policy, Proposal, Recommendation
+from bo.trial import Trial
+from bo.worker import numbers
+from search_spaces import Scale, Space
+from search_spaces.codec import space_from_json, space_to_json
+
+VERSION = 1
+log = logging.getLogger("windtunnel")
+
+
+class Study:
+    """A search: its space, its objective and every trial of it, kept in a folder.
+
+    Made by `Study.create` or `Study.open`. Every change is on the disk before the call that made it returns. Reading
+    needs no lock; the first change makes this process the study's one driver until `close`.
+    """
+
+    def __init__(self, folder: Path, header: Event, space: Space, journal: Journal, current: state.State) -> None:
+        self.folder = folder
+        self.seed: int = header["seed"]
+        self.policy_name: str = header["policy"]
+        self.settings: Mapping[str, Any] = header["settings"]
+        self._journal = journal
+        self._state = current
+        self._loaded_policy: Policy | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        space: Space,
+        *,
+        objective: Objective,
+        seed: int = 0,
+        policy: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Study:
+        """A new study in the folder `path`, which is made.
+
+        policy: a name of `bo.ports.POLICIES`; by default "ladder" where the space has a fidelity, "bayes" elsewhere.
+        settings: keyword settings of that policy. clock: seconds since the epoch.
+        Raises ValueError for a wrong value, JournalError when the folder holds a study already or cannot be written.
+        """
+        if not isinstance(space, Space):
+            raise ValueError(f"Study.create needs a Space, got {type(space).__name__}.")
+        if not isinstance(objective, Objective):
+            raise ValueError(
+                f"Study.create needs an objective such as Minimize('loss'), got {objective!r}."
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
+        policy = policy or ("ladder" if space.fidelity else "bayes")
+        if policy not in ports.POLICIES:
+            raise ValueError(f"There is no policy named {policy!r}; there are {', '.join(sorted(ports.POLICIES))}.")
+        if policy == "ladder" and not space.fidelity:
+            raise ValueError("The ladder climbs scales; give the space a fidelity=, or choose policy='bayes'.")
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JournalError(f"{folder} cannot be made ({error.strerror}); choose a folder you own.") from error
+        if journals.read(folder / journals.NAME)[0]:
+            raise JournalError(f"{folder} already holds a study; open it with Study.open, or choose another folder.")
+        journal = Journal(folder, 0, clock)
+        header = event(
+            "created",
+            version=VERSION,
+            space=space_to_json(space),
+            objective=objectives.to_json(objective),
+            seed=seed,
+            policy=policy,
+            settings=dict(settings or {}),
+        )
+        events = journal.append([header])
+        return cls(folder, header, space, journal, state.fold(space, objective, events))
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        space: Space | None = None,
+        objective: Objective | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Study:
+        """The study in the folder `path`, as its journal tells it; takes no lock and changes no byte.
+
+        space, objective: when given they must equal the journal's, and are used in their place; a study with a
+        callable in its space (a cost) needs it handed in to be asked.
+        Raises JournalError when there is no study or its journal is damaged, ValueError when space or objective differ.
+        """
+        folder = Path(path)
+        events, _ = journals.read(folder / journals.NAME)
+        if not events:
+            raise JournalError(f"{folder} holds no study; make one with Study.create or `windtunnel run`.")
+        header = events[0]
+        if header["kind"] != "created" or header["version"] > VERSION:
+            raise JournalError(f"{folder} was written by a newer version of Windtunnel; update to open it.")
+        if space is None:
+            space = space_from_json(header["space"])
+        elif difference := _difference(header["space"], space_to_json(space)):
+            raise ValueError(f"The space differs from the one {folder} was made with: {difference}. Use a new folder.")
+        if objective is None:
+            objective = objectives.from_json(header["objective"])
+        elif objectives.to_json(objective) != header["objective"]:
+            was = objectives.from_json(header["objective"])
+            raise ValueError(
+                f"The objective differs from the one {folder} was made with ({was}); Study.fork re-weighs the told "
+                "metrics under another."
+            )
+        return cls(folder, header, space, Journal(folder, len(events), clock), state.fold(space, objective, events))
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def space(self) -> Space:
+        return self._state.space
+
+    @property
+    def objective(self) -> Objective:
+        return self._state.objective
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial, in the order of its id."""
+        return tuple(self._state.trials.values())
+
+    @property
+    def running(self) -> tuple[Trial, ...]:
+        """Trials that were asked for and have no end yet."""
+        return tuple(trial for trial in self.trials if trial.status == "running")
+
+    @property
+    def queue(self) -> tuple[tuple[Mapping[str, Any], Scale], ...]:
+        """Enqueued configurations, with their scales, that were not asked for yet."""
+        return tuple(self._state.queue)
+
+    @property
+    def limits(self) -> Limits:
+        return self._state.limits
+
+    @property
+    def spent(self) -> float:
+        """Cost of every trial asked for so far, in runs at the top scale."""
+        return self.history().spent
+
+    @property
+    def training(self) -> Mapping[str, Any] | None:
+        """The file this study was launched from by the command line: its "file", "sha256" and "args"."""
+        return self._state.training
+
+    def now(self) -> float:
+        """Seconds since the epoch by the study's clock."""
+        return self._journal.clock()
+
+    @property
+    def top(self) -> Scale:
+        """The scale whose results count: the target, or the largest runnable one below it."""
+        return self.space.fidelity.top if self.space.fidelity else Scale()
+
+    def trial(self, id: int) -> Trial:
+        if id not in self._state.trials:
+            known = f"its trials are 0 to {len(self.trials) - 1}" if self.trials else "it has none yet"
+            raise ValueError(f"{self.folder} has no trial {id!r}; {known}.")
+        return self._state.trials[id]
+
+    def folder_of(self, id: int) -> Path:
+        """Where trial `id` keeps its checkpoints and its log."""
+        return trial_folder(self.folder, id)
+
+    def best(self, objective: Objective | None = None) -> Trial | None:
+        """The told trial at the top scale with the best objective, None while there is none.
+
+        objective: re-weighs the told metrics without training again; trials without a metric it names are left out.
+        """
+        better = objective or self.objective
+        at_top = [trial for trial in self.trials if trial.status == "finished" and trial.scale == self.top]
+        scored = [(better.value(t.metrics), t.id) for t in at_top if t.metrics and not better.missing(t.metrics)]
+        scored = [(value, id) for value, id in scored if math.isfinite(value)]
+        return self.trial(min(scored)[1]) if scored else None
+
+    def history(self) -> History:
+        """What a policy gets to see now."""
+        now = self._state
+        return History(now.space, now.objective, self.trials, now.limits, now.seen, now.memory)
+
+    def recommend(self, scale: Mapping[str, float] | None = None) -> Recommendation:
+        """The configuration that the model believes best, tried or not, at `scale` (by default the target)."""
+        if scale is not None and not self.space.fidelity:
+            raise ValueError("This study's space has no fidelity=, so recommend takes no scale.")
+        at = self._state.scale(scale) if scale else (self.space.fidelity.target if self.space.fidelity else Scale())
+        return self._policy().recommend(self.history(), at, self._rng(len(self.trials)))
+
+    # ------------------------------------------------------------------------------------------------- changing
+
+    def ask(self, n: int = 1) -> tuple[Trial, ...]:
+        """Up to `n` trials to run: enqueued ones first, then the policy's. Fewer, or none, where limits are reached."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"ask needs a whole number of at least 1, got {n!r}.")
+        queued = [Proposal(config, scale, "enqueued") for config, scale in self.queue[:n]]
+        trials = self._propose(queued)
+        if len(trials) < len(queued):
+            return trials
+        if left := n - len(trials):
+            trials += self._propose(self._policy().propose(self.history(), left, self._rng(len(self.trials))))
+        return trials
+
+    def tell(self, id: int, metrics: Mapping[str, float], seconds: float | None = None) -> Trial:
+        """Record the result of a trial.
+
+        A metric that the objective names and that is not finite makes the trial a diverged one. Telling equal metrics
+        again does nothing. Raises ValueError when the trial is unknown, ended otherwise, or a metric is missing.
+        """
+        trial, plain = self.trial(id), numbers(metrics, f"Trial {id}")
+        if trial.told and trial.metrics is not None and _same(trial.metrics, plain):
+            return trial
+        if trial.status != "running":
+            raise ValueError(f"Trial {id} is {trial.status} already; what was told is not changed.")
+        if absent := self.objective.missing(plain):
+            raise ValueError(f"Trial {id} has no metric {absent}, which the objective needs; it has {sorted(plain)}.")
+        bad = {name: plain[name] for name in self.objective.metrics if not math.isfinite(plain[name])}
+        for name in sorted(set(plain) - set(bad)):
+            if not math.isfinite(plain[name]):
+                log.warning("Trial %d reported %s=%s; it is stored as null.", id, name, plain[name])
+        stored = metrics_to_json(plain, self.objective.metrics)
+        if bad:
+            what = ", ".join(f"{name}={value}" for name, value in bad.items())
+            error = f"Trial {id} reported {what}; it is recorded as diverged."
+            log.warning(error)
+            self._append(event("diverged", trial=id, error=error, metrics=stored, seconds=seconds))
+        else:
+            self._append(event("finished", trial=id, metrics=stored, seconds=seconds))
+        return self.trial(id)
+
+    def fail(
+        self, id: int, error: str, *, diverged: bool = False, traceback: str | None = None, seconds: float | None = None
+    ) -> Trial:
+        """Record that a trial has no result: `diverged` teaches the model, any other failure does not."""
+        trial = self.trial(id)
+        if trial.status == ("diverged" if diverged else "failed") and trial.error == error:
+            return trial
+        if trial.status != "running":
+            raise ValueError(f"Trial {id} is {trial.status} already; what was told is not changed.")
+        if diverged:
+            self._append(event("diverged", trial=id, error=error, seconds=seconds))
+        else:
+            self._append(event("failed", trial=id, error=error, traceback=traceback))
+        return self.trial(id)
+
+    def report(self, id: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of a running trial at a step; what is recorded already is not written again."""
+        trial, plain = self._running(id, "reports nothing more"), numbers(metrics, f"Trial {id}")
+        if any(earlier.step == step and _same(earlier.metrics, plain) for earlier in trial.reports):
+            return
+        stored = metrics_to_json(plain, self.objective.metrics)
+        self._append(event("reported", trial=id, attempt=trial.attempt, step=step, metrics=stored))
+
+    def retry(self, id: int, cause: str) -> Trial:
+        """Record that a trial's worker was lost; it goes on from its checkpoint as its next attempt."""
+        trial = self._running(id, "cannot be retried")
+        self._append(event("retried", trial=id, attempt=trial.attempt + 1, cause=cause))
+        return self.trial(id)
+
+    def stop(self, id: int, seconds: float | None = None) -> Trial:
+        """Record that a run was ended early: it keeps its reports and has no result."""
+        self._running(id, "cannot be stopped")
+        self._append(event("stopped", trial=id, seconds=seconds))
+        return self.trial(id)
+
+    def enqueue(self, config: Mapping[str, Any], scale: Mapping[str, float] | None = None) -> None:
+        """Have `config` (your current recipe) run before anything the policy proposes, at the top scale by default."""
+        at = self._state.scale(scale) if scale else self.top
+        valid = self.space.validate(config)
+        self._append(event("enqueued", config=self.space.to_json(valid), scale=at.to_json()))
+
+    def add(
+        self, config: Mapping[str, Any], metrics: Mapping[str, float], scale: Mapping[str, float] | None = None
+    ) -> Trial:
+        """Tell a run that was made elsewhere, at its scale; it counts towards no limit and may be the best."""
+        at = self._state.scale(scale) if scale else self.top
+        valid, plain = self.space.validate(config), numbers(metrics, "add")
+        if absent := self.objective.missing(plain):
+            raise ValueError(f"add needs metric {absent}, which the objective names; it got {sorted(plain)}.")
+        diverged = not all(math.isfinite(plain[name]) for name in self.objective.metrics)
+        id = len(self.trials)
+        stored = metrics_to_json(plain, self.objective.metrics)
+        config_json = self.space.to_json(valid)
+        self._append(
+            event("added", trial=id, config=config_json, scale=at.to_json(), metrics=stored, diverged=diverged or None)
+        )
+        return self.trial(id)
+
+    def limit(self, n_trials: int | None = None, budget: float | None = None) -> Limits:
+        """Set the study's totals; one that is None keeps what it was. Returns them."""
+        limits = Limits(
+            self.limits.n_trials if n_trials is None else n_trials, self.limits.budget if budget is None else budget
+        )
+        if limits != self.limits:
+            self._append(event("limits", n_trials=limits.n_trials, budget=limits.budget))
+        return limits
+
+    def launched_from(self, file: str, sha256: str, args: tuple[str, ...]) -> None:
+        """Record the training file that the trials from here on are run from."""
+        now = {"file": file, "sha256": sha256, "args": list(args)}
+        if now != self._state.training:
+            self._append(event("training", **now))
+
+    def fork(self, path: str | os.PathLike[str], *, objective: Objective | None = None, **settings: Any) -> Study:
+        """A new study in `path` with this one's told trials as runs made elsewhere, weighed by `objective`.
+
+        settings: further arguments of `Study.create`. Raises ValueError, before anything is made, when a finished trial
+        lacks a metric that the objective names.
+        """
+        better = objective or self.objective
+        for trial in self.trials:
+            if trial.status == "finished" and (absent := better.missing(trial.metrics or {})):
+                raise ValueError(f"Trial {trial.id} has no metric {absent}, which the new objective names.")
+        new = Study.create(path, self.space, objective=better, **{"seed": self.seed} | settings)
+        for trial in self.trials:
+            if trial.told:
+                lost = dict.fromkeys(better.metrics, math.nan) if trial.status == "diverged" else {}
+                new.add(trial.config, {**(trial.metrics or {}), **lost}, trial.scale if trial.scale else None)
+        return new
+
+    def close(self) -> None:
+        """Let another process be the driver; reading goes on to work, and a change takes the lock again."""
+        self._journal.close()
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        told = sum(trial.told for trial in self.trials)
+        return f"<Study {self.folder}: {told} of {len(self.trials)} trials told, policy {self.policy_name}>"
+
+    # ------------------------------------------------------------------------------------------------- within
+
+    def _append(self, *events: Event) -> None:
+        for happened in self._journal.append(events):
+            state.apply(self._state, happened)
+
+    def _propose(self, proposals: Sequence[Proposal]) -> tuple[Trial, ...]:
+        first, seen, limits = len(self.trials), self._state.seen, self.limits
+        if limits.n_trials is not None:
+            proposals = proposals[: max(0, limits.n_trials - self.history().proposed)]
+        if limits.budget is not None:
+            totals = accumulate((self._state.cost(proposal.scale) for proposal in proposals), initial=self.spent)
+            proposals = proposals[: sum(total <= limits.budget * (1 + 1e-9) for total in totals) - 1]
+        events = [
+            event(
+                "proposed",
+                trial=first + i,
+                config=self.space.to_json(proposal.config),
+                scale=proposal.scale.to_json(),
+                seed=int(self._rng(first + i, 1).integers(2**31)),
+                cost=self._state.cost(proposal.scale),
+                source=proposal.source,
+                seen=seen,
+                predicted=proposal.predicted,
+                memory=proposal.memory or None,
+                note=proposal.note,
+            )
+            for i, proposal in enumerate(proposals)
+        ]
+        if events:
+            self._append(*events)
+        return self.trials[first:]
+
+    def _rng(self, id: int, stream: int = 0) -> np.random.Generator:
+        """Random numbers for trial `id`: stream 0 to propose it, stream 1 for its own seed."""
+        return np.random.default_rng(np.random.SeedSequence((self.seed, id, stream)))
+
+    def _policy(self) -> Policy:
+        if self._loaded_policy is None:
+            cls = ports.load(ports.POLICIES, self.policy_name, "policy")
+            self._loaded_policy = cls(**self.settings)
+        return self._loaded_policy
+
+    def _running(self, id: int, so: str) -> Trial:
+        trial = self.trial(id)
+        if trial.status != "running":
+            raise ValueError(f"Trial {id} is {trial.status} already and {so}.")
+        return trial
+
+
+def trial_folder(folder: Path, id: int) -> Path:
+    return folder / "trials" / f"{id:05d}"
+
+
+def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether two sets of metrics are equal as the journal stores them, where NaN equals NaN."""
+    return one.keys() == other.keys() and all(
+        one[name] == other[name] or (not math.isfinite(one[name]) and not math.isfinite(other[name])) for name in one
+    )
+
+
+def _difference(journal: Any, given: Any, where: str = "") -> str:
+    """The first place where two spaces' JSON differ, in words; empty when they are equal."""
+    journal, given = _named(journal), _named(given)
+    if isinstance(journal, dict) and isinstance(given, dict):
+        for key in [*journal, *(key for key in given if key not in journal)]:
+            if key not in given or key not in journal:
+                return f"{where}{key} is only in the {'journal' if key in journal else 'given space'}"
+            below = "" if key == "parameters" else f"{where}{key}."
+            if difference := _difference(journal[key], given[key], below):
+                return difference
+    return "" if journal == given else f"{where.rstrip('.')} was {journal!r} and is {given!r}"
+
+
+def _named(json: Any) -> Any:
+    """A list of [name, value] pairs, as spaces keep their order in JSON, as a dictionary; anything else as it is."""
+    pairs = (
+        isinstance(json, list)
+        and json
+        and all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in json)
+    )
+    return dict(json) if pairs else json

@@ -1,0 +1,224 @@
+"""The loop: it fills the executor, ends where it was told to, and no bad day costs a result."""
+
+import math
+
+import pytest
+
+from bo import Diverged, Minimize, StopTrial, Study, TrainingBroken, run
+from bo.ports import Lost, Message, Raised, Returned
+from bo.run import request_stop
+from bo.trial import Trial
+from integrations.in_process import InProcess
+from search_spaces import Fidelity, Real, Space
+
+SPACE = Space(lr=Real(1e-4, 1e-1, log=True), momentum=Real(0.0, 1.0))
+
+
+def bowl(trial):
+    x = math.log10(trial.config["lr"]) + 2.0
+    return {"loss": 1.0 + x * x + (trial.config["momentum"] - 0.7) ** 2}
+
+
+@pytest.fixture
+def study(tmp_path):
+    with Study.create(tmp_path / "study", SPACE, objective=Minimize("loss"), policy="sobol") as made:
+        yield made
+
+
+def test_it_runs_as_many_trials_as_asked_and_a_larger_total_extends_it(study):
+    assert run(study, bowl, n_trials=4) == "limits"
+    assert len(study.trials) == 4
+    assert run(study, bowl) == "limits"
+    assert len(study.trials) == 4
+    assert run(study, bowl, n_trials=6) == "limits"
+    assert [t.status for t in study.trials] == ["finished"] * 6
+
+
+def test_the_budget_is_kept_in_target_runs(tmp_path):
+    space = Space(lr=Real(0.0, 1.0), fidelity=Fidelity(steps=(10, 100), target={"steps": 100}, cost=steps_cost))
+    with Study.create(tmp_path / "s", space, objective=Minimize("loss"), policy="sobol") as study:
+        study.enqueue({"lr": 0.5}, {"steps": 10})
+        assert run(study, lambda trial: {"loss": trial.config["lr"]}, budget=2.5) == "limits"
+        assert [t.cost for t in study.trials] == [0.1, 1.0, 1.0]
+
+
+def steps_cost(scale):
+    return scale["steps"]
+
+
+def test_it_stops_at_a_target_value_after_patience_and_after_hours(study):
+    assert run(study, bowl, target=100.0) == "target"
+    assert len(study.trials) == 1
+    assert run(study, lambda trial: {"loss": 1.0 + trial.id}, patience=3) == "patience"
+    assert study.best().id + 3 <= len(study.trials) - 1
+    ticks = iter(range(0, 10**9, 1200))  # every look at the clock finds it 20 minutes later
+    study._journal.clock = lambda: float(next(ticks))
+    assert run(study, bowl, hours=2.0) == "hours"
+
+
+def test_one_that_raises_is_failed_with_its_traceback_and_the_others_go_on(study):
+    def train(trial):
+        if trial.id == 1:
+            raise RuntimeError("no such file\nsecond line")
+        if trial.id == 2:
+            raise Diverged("loss 9.1 is above its start 5.5")
+        if trial.id == 3:
+            return {"loss": math.nan}
+        if trial.id == 4:
+            return {"los": 1.0}
+        if trial.id == 5:
+            return 3.0
+        return bowl(trial)
+
+    run(study, train, n_trials=7)
+
+    assert [t.status for t in study.trials] == [
+        "finished",
+        "failed",
+        "diverged",
+        "diverged",
+        "failed",
+        "failed",
+        "finished",
+    ]
+    assert study.trial(1).error == "RuntimeError: no such file"
+    assert "in train" in study.trial(1).traceback
+    assert study.trial(2).error == "loss 9.1 is above its start 5.5"
+    assert "no metric ['loss']" in study.trial(4).error
+    assert "dictionary of named numbers, got float" in study.trial(5).error
+
+
+def test_a_training_function_that_always_fails_ends_the_run_with_its_error(study):
+    def train(trial):
+        raise FileNotFoundError("corpus.bin")
+
+    with pytest.raises(TrainingBroken, match=r"The first 3 trials failed, the last with 'FileNotFoundError: corpus.bin'"):
+        run(study, train, n_trials=50)
+    assert len(study.trials) == 3
+    assert run(study, bowl, n_trials=5) == "limits"
+
+
+def test_a_trial_left_running_goes_on_from_its_checkpoint_under_its_own_id(study):
+    seen = []
+
+    def train(trial):
+        state = trial.load() or {"step": 0}
+        seen.append((trial.id, trial.attempt, state["step"]))
+        for step in range(state["step"], 4):
+            trial.report(step, {"loss": 9.0})
+            trial.save({"step": step + 1})
+            if step == 1 and len(seen) == 1:
+                raise KeyboardInterrupt
+        return bowl(trial)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, train, n_trials=2)
+    assert [t.status for t in study.trials] == ["running"]
+
+    run(study, train)
+
+    assert seen == [(0, 1, 0), (0, 1, 2), (1, 1, 0)]
+    assert [r.step for r in study.trial(0).reports] == [0, 1, 2, 3]
+
+
+def test_one_trial_can_be_ended_early_and_keeps_its_reports(study):
+    def train(trial):
+        for step in range(10):
+            if trial.id == 1 and step == 3:
+                request_stop(study.folder, 1)
+            trial.report(step, {"loss": 5.0 - step})
+        return bowl(trial)
+
+    run(study, train, n_trials=3)
+
+    assert [t.status for t in study.trials] == ["finished", "stopped", "finished"]
+    assert study.trial(1).reports[-1].step == 3
+    assert study.trial(1).metrics is None
+
+
+def test_a_stop_request_ends_the_run_and_an_old_one_does_not(study):
+    def train(trial):
+        if trial.id == 2:
+            request_stop(study.folder)
+        return bowl(trial)
+
+    assert run(study, train, n_trials=10) == "stopped"
+    assert len(study.trials) == 3
+    assert run(study, bowl, n_trials=5) == "limits"
+
+
+class Unlucky:
+    """An executor whose worker is lost on each trial's first `losses` attempts; what remains is the real one's."""
+
+    def __init__(self, losses):
+        self.losses, self.inner, self.lost = losses, InProcess(), []
+
+    def open(self, train, folder):
+        self.inner.open(train, folder)
+
+    def capacity(self):
+        return 0 if self.lost else self.inner.capacity()
+
+    def submit(self, trial: Trial):
+        if trial.attempt <= self.losses:
+            self.lost.append(Lost(trial.id, trial.attempt, "signal 9"))
+        else:
+            self.inner.submit(trial)
+
+    def wait(self, deliver, timeout):
+        if not self.lost:
+            return self.inner.wait(deliver, timeout)
+        message: Message = self.lost.pop()
+        deliver(message)
+        deliver(message)  # twice: late messages of an attempt that is over are dropped
+        deliver(Returned(message.trial, message.attempt, {"loss": -1.0}, 0.0))
+        deliver(Raised(message.trial, message.attempt, "late", "", False))
+
+    def stop(self, trial):
+        self.inner.stop(trial)
+
+    def close(self):
+        self.inner.close()
+
+
+def test_a_lost_worker_is_retried_and_its_late_messages_are_dropped(study):
+    run(study, bowl, executor=Unlucky(2), n_trials=3)
+
+    assert [(t.status, t.attempt) for t in study.trials] == [("finished", 3)] * 3
+    assert all(t.metrics["loss"] >= 1.0 for t in study.trials)
+
+
+def test_a_worker_that_is_lost_every_time_fails_its_trial(study):
+    with pytest.raises(TrainingBroken, match="Its worker was lost 4 times, the last time by signal 9"):
+        run(study, bowl, executor=Unlucky(99), n_trials=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "run needs an end: give n_trials="),
+        ({"n_trials": 0}, "n_trials must be a whole number of at least 1, got 0"),
+        ({"budget": math.nan}, "budget must be a finite number above 0"),
+        ({"hours": -1}, "hours must be a finite number above 0, got -1"),
+        ({"target": math.inf}, "target must be a finite value of the objective, got inf"),
+        ({"patience": 1.5}, "patience must be a whole number of at least 1, got 1.5"),
+        ({"n_trials": 1, "executor": "slurm"}, "no executor named 'slurm'; there are in-process, pool, ray"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(study, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(study, bowl, **arguments)
+    assert study.trials == ()
+
+
+def test_a_training_function_must_be_one(study):
+    with pytest.raises(ValueError, match="run needs a training function, got str"):
+        run(study, "train.py", n_trials=1)
+
+
+def test_stop_trial_is_not_swallowed_as_an_error(study):
+    def train(trial):
+        raise StopTrial("enough")
+
+    run(study, train, n_trials=1)
+    assert study.trial(0).status == "stopped"

@@ -1,0 +1,365 @@
+"""The study: what is told stays told, is what the journal folds to, and wrong values are refused at the door."""
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bo import Diverged, JournalError, Maximize, Minimize, Study, WeightedSum
+from bo import journal as journals
+from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Schedule, Space
+
+SPACE = Space(
+    lr=Real(1e-4, 1e-1, log=True),
+    layers=Integer(1, 8),
+    data=Mixture("code", "prose", floor=0.1),
+    schedule=Schedule("cosine", wsd={"decay": Real(0.1, 0.5)}),
+    optimizer=Choice("adamw", "lion"),
+    fidelity=Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e7), target={"params": 1e6, "tokens": 1e7}),
+)
+CONFIG = {
+    "lr": 1e-3,
+    "layers": 4,
+    "data": {"code": 0.5, "prose": 0.5},
+    "schedule": {"family": "wsd", "decay": 0.2},
+    "optimizer": "lion",
+}
+PROXY = {"params": 1e5, "tokens": 1e6}
+
+
+def config(**changes):
+    return CONFIG | changes
+
+
+@pytest.fixture
+def study(tmp_path):
+    with Study.create(tmp_path / "study", SPACE, objective=Minimize("loss"), clock=lambda: 0.0) as made:
+        yield made
+
+
+def ask(study, **changes):
+    study.enqueue(config(**changes))
+    return study.ask(1)[0]
+
+
+def test_an_enqueued_config_is_asked_first_and_reaches_the_trial_as_values(study):
+    trial = ask(study)
+
+    assert (trial.id, trial.source, trial.status, trial.attempt) == (0, "enqueued", "running", 1)
+    assert trial.config["schedule"].factor(0, 100) > 0
+    assert trial.config["lr"] == 1e-3
+    assert trial.scale["tokens"] == 1e7
+    assert trial.cost == 1.0
+    assert study.queue == ()
+
+
+def test_telling_twice_changes_nothing_and_telling_otherwise_is_an_error(study):
+    trial = ask(study)
+    study.tell(trial.id, {"loss": 1.0, "extra": math.nan})
+    before = (study.folder / "journal.jsonl").read_bytes()
+
+    study.tell(trial.id, {"loss": 1.0, "extra": math.nan})
+
+    assert (study.folder / "journal.jsonl").read_bytes() == before
+    with pytest.raises(ValueError, match=r"Trial 0 is finished already"):
+        study.tell(trial.id, {"loss": 2.0, "extra": math.nan})
+    with pytest.raises(ValueError, match=r"Trial 0 is finished already"):
+        study.fail(trial.id, "too late")
+
+
+def test_a_nan_that_the_objective_names_is_a_divergence_and_any_other_is_null(study, caplog):
+    one, two = ask(study), ask(study, lr=1e-2)
+
+    study.tell(one.id, {"loss": 1.0, "speed": math.inf})
+    study.tell(two.id, {"loss": math.nan, "speed": 3.0})
+
+    assert study.trial(0).status == "finished"
+    assert math.isnan(study.trial(0).metrics["speed"])
+    assert study.trial(1).status == "diverged"
+    assert study.trial(1).error == "Trial 1 reported loss=nan; it is recorded as diverged."
+    assert "Trial 0 reported speed=inf; it is stored as null." in caplog.text
+    assert '"speed":null' in (study.folder / "journal.jsonl").read_text()
+
+
+def test_the_best_is_the_told_one_at_the_target_scale(study):
+    study.add(config(lr=1e-4), {"loss": 0.1}, scale=PROXY)
+    assert study.best() is None
+
+    study.add(config(lr=2e-4), {"loss": 2.0})
+    study.add(config(lr=3e-4), {"loss": 1.0})
+    study.add(config(lr=4e-4), {"loss": math.nan})
+
+    assert study.best().id == 2
+    assert study.spent == 0.0
+    assert study.history().proposed == 0
+
+
+def test_another_objective_reweighs_what_was_told(tmp_path):
+    with Study.create(tmp_path / "a", SPACE, objective=WeightedSum({"x": 1.0, "y": 1.0})) as study:
+        study.add(config(lr=1e-4), {"x": 1.0, "y": 5.0})
+        study.add(config(lr=1e-3), {"x": 3.0, "y": 1.0})
+        study.add(config(lr=1e-3), {"x": math.nan, "y": 1.0}, PROXY)
+
+        assert study.best().id == 1
+        assert study.best(objective=Minimize("x")).id == 0
+        assert study.best(objective=Maximize("x")).id == 1
+        assert study.best(objective=Minimize("z")) is None
+        with pytest.raises(ValueError, match=r"Trial 0 has no metric \['z'\], which the new objective names"):
+            study.fork(tmp_path / "c", objective=Minimize("z"))
+        assert not (tmp_path / "c").exists()
+        with study.fork(tmp_path / "b", objective=WeightedSum({"x": 5.0, "y": 1.0})) as fork:
+            assert fork.best().id == 0
+            assert [t.status for t in fork.trials] == ["finished", "finished", "diverged"]
+
+
+def test_reports_are_kept_once_and_a_rerun_step_replaces_what_followed(study):
+    trial = ask(study)
+    study.report(trial.id, 10, {"loss": 3.0})
+    study.report(trial.id, 20, {"loss": 2.0})
+    study.report(trial.id, 20, {"loss": 2.0})
+    assert [(r.step, r.metrics["loss"]) for r in study.trial(0).reports] == [(10, 3.0), (20, 2.0)]
+
+    study.report(trial.id, 10, {"loss": 2.9})
+    assert [(r.step, r.metrics["loss"]) for r in study.trial(0).reports] == [(10, 2.9)]
+
+
+def test_a_failure_teaches_nothing_and_a_divergence_is_a_result(study):
+    one, two = ask(study), ask(study)
+
+    study.fail(one.id, "OSError: no data", traceback="Traceback ...")
+    study.fail(two.id, "loss is nan", diverged=True)
+    study.fail(two.id, "loss is nan", diverged=True)
+
+    assert [t.told for t in study.trials] == [False, True]
+    assert study.trial(0).traceback == "Traceback ..."
+
+
+def test_limits_hold_for_what_is_enqueued_too_and_a_larger_one_extends(study):
+    study.limit(n_trials=2, budget=2.0)
+    for _ in range(3):
+        study.enqueue(CONFIG)
+    assert len(study.ask(3)) == 2
+    assert study.ask(1) == ()
+    study.limit(n_trials=5)
+    assert study.ask(1) == (), "the budget still holds"
+    study.limit(budget=3.0)
+    assert len(study.ask(1)) == 1
+    assert (study.limits.n_trials, study.limits.budget) == (5, 3.0)
+
+
+def test_a_reopened_study_is_the_same_and_opening_changes_nothing(study):
+    trial = ask(study)
+    study.report(trial.id, 1, {"loss": 2.0})
+    study.tell(trial.id, {"loss": 1.0})
+    study.limit(n_trials=7)
+    study.enqueue(config(lr=0.05), scale=PROXY)
+    study.launched_from("train.py", "00", ("--fast",))
+    before = {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()}
+
+    again = Study.open(study.folder)
+
+    assert again.trials == study.trials
+    assert again.queue == study.queue
+    assert again.limits == study.limits
+    assert again.training == {"file": "train.py", "sha256": "00", "args": ["--fast"]}
+    assert again.space == SPACE
+    assert {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()} == before
+
+
+changes = st.sampled_from(["enqueue", "ask", "tell", "nan", "fail", "report", "retry", "stop", "add", "limit"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(st.tuples(changes, st.integers(0, 5)), max_size=25))
+def test_a_study_is_the_fold_of_its_journal_after_any_changes(steps, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fold") / "study"
+    with Study.create(folder, SPACE, objective=Minimize("loss")) as study:
+        for what, number in steps:
+            running = study.running[number % len(study.running)].id if study.running else None
+            match what:
+                case "enqueue":
+                    study.enqueue(config(layers=1 + number))
+                case "ask" if study.queue:
+                    study.ask(1)
+                case "add":
+                    study.add(CONFIG, {"loss": float(number)}, PROXY if number % 2 else None)
+                case "limit":
+                    study.limit(n_trials=100 + number)
+                case "tell" if running is not None:
+                    study.tell(running, {"loss": float(number)})
+                case "nan" if running is not None:
+                    study.tell(running, {"loss": math.inf})
+                case "fail" if running is not None:
+                    study.fail(running, f"error {number}", diverged=number % 2 == 0)
+                case "report" if running is not None:
+                    study.report(running, number, {"loss": 1.0})
+                case "retry" if running is not None:
+                    study.retry(running, "node lost")
+                case "stop" if running is not None:
+                    study.stop(running)
+        again = Study.open(folder)
+
+        assert repr(again.trials) == repr(study.trials)  # by text: NaN is equal to itself there
+        assert (again.queue, again.limits, again.spent) == (study.queue, study.limits, study.spent)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.ask(0), "ask needs a whole number of at least 1, got 0"),
+        (lambda s: s.ask(True), "got True"),
+        (lambda s: s.tell(9, {"loss": 1.0}), "has no trial 9; it has none yet"),
+        (lambda s: s.tell(ask(s).id, {"los": 1.0}), r"Trial 0 has no metric \['loss'\].*it has \['los'\]"),
+        (lambda s: s.tell(ask(s).id, {"loss": "low"}), "one number for metric 'loss', got 'low'"),
+        (lambda s: s.tell(ask(s).id, 1.0), "dictionary of named numbers, got float"),
+        (lambda s: s.enqueue(config(lr=5.0)), "lr"),
+        (lambda s: s.enqueue({k: v for k, v in CONFIG.items() if k != "lr"}), r"Config has no value for \['lr'\]"),
+        (lambda s: s.enqueue(config(learning_rate=1.0)), "learning_rate"),
+        (lambda s: s.enqueue(CONFIG, {"params": 1e6}), "tokens"),
+        (lambda s: s.enqueue(CONFIG, {"params": 3e5, "tokens": 1e7}), "params"),
+        (lambda s: s.add(CONFIG, {"acc": 1.0}), r"add needs metric \['loss'\]"),
+        (lambda s: s.limit(n_trials=0), "n_trials must be a whole number of at least 1, got 0"),
+        (lambda s: s.limit(budget=-1.0), "budget must be a finite number above 0"),
+        (lambda s: s.report(3, 1, {"loss": 1.0}), "has no trial 3"),
+        (lambda s: s.retry(s.add(CONFIG, {"loss": 1.0}).id, "x"), "is finished already and cannot be retried"),
+    ],
+)
+def test_wrong_calls_are_refused_in_one_sentence_and_change_nothing_told(study, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(study)
+    assert all(t.status == "running" or t.source == "added" for t in study.trials)
+    Study.open(study.folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"objective": "loss"}, r"needs an objective such as Minimize\('loss'\), got 'loss'"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"policy": "genetic"}, "no policy named 'genetic'; there are bayes, ladder, sobol"),
+        ({"space": {"lr": 1}}, "needs a Space, got dict"),
+        ({"space": Space(lr=Real(0, 1)), "policy": "ladder"}, "give the space a fidelity="),
+    ],
+)
+def test_wrong_arguments_make_no_study(tmp_path, arguments, message):
+    given = {"space": SPACE, "objective": Minimize("loss")} | arguments
+    space = given.pop("space")
+    with pytest.raises(ValueError, match=message):
+        Study.create(tmp_path / "study", space, **given)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_is_not_made_over_another(study):
+    with pytest.raises(JournalError, match="already holds a study"):
+        Study.create(study.folder, SPACE, objective=Minimize("loss"))
+
+
+def test_a_folder_without_a_study_says_so(tmp_path):
+    with pytest.raises(JournalError, match="holds no study"):
+        Study.open(tmp_path)
+
+
+def test_a_creation_that_was_torn_can_be_made_again(study):
+    study.close()
+    path = study.folder / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:50])
+
+    with Study.create(study.folder, SPACE, objective=Minimize("loss")) as again:
+        assert again.trials == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            lambda p: Space(**(p | {"lr": Real(1e-4, 1.0, log=True)}), fidelity=SPACE.fidelity),
+            "lr.high was 0.1 and is 1.0",
+        ),
+        (
+            lambda p: Space(**(p | {"depth": Integer(1, 2)}), fidelity=SPACE.fidelity),
+            "depth is only in the given space",
+        ),
+        (
+            lambda p: Space(**{k: v for k, v in p.items() if k != "layers"}, fidelity=SPACE.fidelity),
+            "layers is only in the j",
+        ),
+        (lambda p: Space(**p), "fidelity was"),
+    ],
+)
+def test_a_space_that_differs_is_refused_by_the_name_of_what_differs(study, other, message):
+    with pytest.raises(ValueError, match=message):
+        Study.open(study.folder, space=other(SPACE.parameters))
+
+
+def test_an_objective_that_differs_is_refused(study):
+    with pytest.raises(ValueError, match=r"made with \(Minimize\(metric='loss'\)\)"):
+        Study.open(study.folder, objective=Minimize("other"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(JournalError, match="file/study cannot be made"):
+        Study.create(blocked / "study", SPACE, objective=Minimize("loss"))
+
+
+@pytest.fixture
+def no_rights(tmp_path):
+    """Not being root, and not owning the folder."""
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    if user := os.geteuid():
+        yield tmp_path
+    else:
+        os.seteuid(65534)
+        yield tmp_path
+        os.seteuid(user)
+
+
+def test_a_folder_without_rights_is_refused_by_name(no_rights):
+    with pytest.raises(JournalError, match=r"study cannot be made \(Permission denied\); choose a folder you own"):
+        Study.create(no_rights / "study", SPACE, objective=Minimize("loss"))
+
+
+def test_a_study_open_elsewhere_can_be_read_and_not_changed(study):
+    trial = ask(study)
+    other = Study.open(study.folder)
+    assert other.running == (trial,)
+    with pytest.raises(JournalError, match=f"in use by pid {os.getpid()}"):
+        other.tell(trial.id, {"loss": 1.0})
+    study.close()
+    other.tell(trial.id, {"loss": 1.0})
+    other.close()
+
+
+def test_a_bad_inner_line_is_refused_with_its_number_and_the_file_is_left_alone(study):
+    ask(study)
+    study.close()
+    path = study.folder / journals.NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], lines[1].replace(b"lion", b"lamb"), *lines[2:]]))
+    damaged = path.read_bytes()
+
+    with pytest.raises(JournalError, match="damaged at line 2: its checksum does not hold"):
+        Study.open(study.folder)
+    assert path.read_bytes() == damaged
+
+
+def test_reading_packages_bring_no_torch_ray_or_pandas():
+    code = (
+        "import sys, bo, search_spaces\n"
+        "print(json.dumps(sorted({'torch', 'ray', 'pandas', 'scipy', 'botorch'} & set(sys.modules))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json; {code}"], capture_output=True, text=True, check=True, cwd="."
+    )
+    assert json.loads(done.stdout) == []
+
+
+def test_diverged_is_an_exception_of_the_public_names():
+    assert issubclass(Diverged, Exception)
