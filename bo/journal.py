@@ -99,9 +99,9 @@ class Journal:
 
 
 def read(path: Path) -> tuple[list[Event], int]:
-    """The events of a journal and the length of its whole lines; a torn last line is left out.
+    """The events of a journal and the length of its whole lines; a torn last one, without its newline, is left out.
 
-    Raises JournalError naming the number of a bad inner line. A file that does not exist has no events.
+    Raises JournalError naming the number of a line that is bad otherwise. A file that does not exist has no events.
     """
     try:
         data = path.read_bytes()
@@ -118,7 +118,7 @@ def read(path: Path) -> tuple[list[Event], int]:
             if happened["n"] != number:
                 raise ValueError(f"it is numbered {happened['n']}")
         except ValueError as error:
-            if number == len(lines):
+            if not line.endswith(b"\n"):  # only the last can be without: its write was cut short
                 break
             raise JournalError(
                 f"{path} is damaged at line {number}: {error}. Restore the file from a backup, or keep the "

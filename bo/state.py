@@ -30,8 +30,13 @@ class State:
     training: Mapping[str, Any] | None = None
     seen: int = 0
 
-    def scale(self, axes: Mapping[str, float]) -> Scale:
-        return self.space.fidelity.scale(axes) if self.space.fidelity else Scale()
+    def scale(self, axes: Mapping[str, float | str] | None) -> Scale:
+        """The scale with these values or labels, which may lie beyond every rung; None is the top scale."""
+        if self.space.fidelity is None:
+            if axes:
+                raise ValueError(f"The space has no fidelity=, so there is no scale {dict(axes)}.")
+            return Scale()
+        return self.space.fidelity.top if axes is None else self.space.fidelity.scale(axes, beyond=True)
 
     def cost(self, scale: Scale) -> float:
         """Of one run at `scale`, in runs at the top scale."""

@@ -206,11 +206,10 @@ class Study:
         now = self._state
         return History(now.space, now.objective, self.trials, now.limits, now.seen, now.memory)
 
-    def recommend(self, scale: Mapping[str, float] | None = None) -> Recommendation:
+    def recommend(self, scale: Mapping[str, float | str] | None = None) -> Recommendation:
         """The configuration that the model believes best, tried or not, at `scale` (by default the target)."""
-        if scale is not None and not self.space.fidelity:
-            raise ValueError("This study's space has no fidelity=, so recommend takes no scale.")
-        at = self._state.scale(scale) if scale else (self.space.fidelity.target if self.space.fidelity else Scale())
+        target = self.space.fidelity.target if self.space.fidelity else None
+        at = self._state.scale(target if scale is None else scale)
         return self._policy().recommend(self.history(), at, self._rng(len(self.trials)))
 
     # ------------------------------------------------------------------------------------------------- changing
@@ -289,17 +288,19 @@ class Study:
         self._append(event("stopped", trial=id, seconds=seconds))
         return self.trial(id)
 
-    def enqueue(self, config: Mapping[str, Any], scale: Mapping[str, float] | None = None) -> None:
+    def enqueue(self, config: Mapping[str, Any], scale: Mapping[str, float | str] | None = None) -> None:
         """Have `config` (your current recipe) run before anything the policy proposes, at the top scale by default."""
-        at = self._state.scale(scale) if scale else self.top
+        at = self._state.scale(scale)
+        if self.space.fidelity:
+            self.space.fidelity.scale(at)  # it is to be run here, so it must be a scale that runs
         valid = self.space.validate(config)
         self._append(event("enqueued", config=self.space.to_json(valid), scale=at.to_json()))
 
     def add(
-        self, config: Mapping[str, Any], metrics: Mapping[str, float], scale: Mapping[str, float] | None = None
+        self, config: Mapping[str, Any], metrics: Mapping[str, float], scale: Mapping[str, float | str] | None = None
     ) -> Trial:
         """Tell a run that was made elsewhere, at its scale; it counts towards no limit and may be the best."""
-        at = self._state.scale(scale) if scale else self.top
+        at = self._state.scale(scale)
         valid, plain = self.space.validate(config), numbers(metrics, "add")
         if absent := self.objective.missing(plain):
             raise ValueError(f"add needs metric {absent}, which the objective names; it got {sorted(plain)}.")
@@ -341,7 +342,7 @@ class Study:
         for trial in self.trials:
             if trial.told:
                 lost = dict.fromkeys(better.metrics, math.nan) if trial.status == "diverged" else {}
-                new.add(trial.config, {**(trial.metrics or {}), **lost}, trial.scale if trial.scale else None)
+                new.add(trial.config, {**(trial.metrics or {}), **lost}, trial.scale)
         return new
 
     def close(self) -> None:

@@ -57,11 +57,10 @@ def test_a_tail_torn_at_any_byte_loses_only_that_line_and_is_mended_by_the_next_
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
-def test_a_changed_inner_byte_is_refused_with_the_number_of_its_line(tmp_path_factory, data):
+def test_a_changed_byte_is_refused_with_the_number_of_its_line(tmp_path_factory, data):
     path = written(tmp_path_factory.mktemp("journal"))
     content = bytearray(path.read_bytes())
-    inner = len(content) - len(bytes(content).splitlines(keepends=True)[-1])
-    place = data.draw(st.integers(0, inner - 1))
+    place = data.draw(st.integers(0, len(content) - 2))  # without its newline the last line is a torn one
     changed = data.draw(st.integers(0, 255).filter(lambda value: value != content[place]))
     content[place] = changed
     path.write_bytes(content)
