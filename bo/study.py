@@ -66,9 +66,7 @@ class Study:
         if not isinstance(space, Space):
             raise ValueError(f"Study.create needs a Space, got {type(space).__name__}.")
         if not isinstance(objective, Objective):
-            raise ValueError(
-                f"Study.create needs an objective such as Minimize('loss'), got {objective!r}."
-            )
+            raise ValueError(f"Study.create needs an objective such as Minimize('loss'), got {objective!r}.")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
         policy = policy or ("ladder" if space.fidelity else "bayes")

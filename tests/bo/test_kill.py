@@ -20,13 +20,14 @@ SPACE = Space(
 OBJECTIVE = WeightedSum({"code": 0.7, "prose": 0.3})
 N_TRIALS = 18
 LINES = 57  # created, limits, enqueued, and three lines a trial
+NEVER = -1
 
 PROCESSES = multiprocessing.get_context("forkserver")  # forks a process that has loaded torch: a start costs 0.1 s
 PROCESSES.set_forkserver_preload(["bo.policies.ladder", "integrations.in_process"])
 
 
 def train(trial):
-    """A deterministic bowl whose optimum moves with scale; it diverges at high rates, and reports and saves on the way."""
+    """A deterministic bowl whose optimum moves with scale and that diverges at high rates; it reports and saves."""
     state = trial.load() or {"step": 0}
     lr, share = trial.config["lr"], trial.config["data"]["code"]
     if state["step"] == 0:
@@ -60,8 +61,8 @@ def drive(folder: Path, kill_at: int, torn: int) -> None:
         study = Study.create(folder, SPACE, objective=OBJECTIVE, seed=3, clock=clock)
     with study:
         if not study.trials and not study.queue:
-            mine = {"lr": 1e-3, "schedule": {"family": "cosine"}, "data": dict.fromkeys(("code", "prose", "web"), 1 / 3)}
-            study.enqueue(mine)
+            even = dict.fromkeys(("code", "prose", "web"), 1 / 3)
+            study.enqueue({"lr": 1e-3, "schedule": {"family": "cosine"}, "data": even})
         run(study, train, executor=InProcess(clock=clock), n_trials=N_TRIALS)
 
 
@@ -76,7 +77,7 @@ def killed(folder: Path, kill_at: int, torn: int = 0) -> int:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> bytes:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert killed(folder, 0) == 0
+    assert killed(folder, NEVER) == 0
     return (folder / journal.NAME).read_bytes()
 
 
@@ -92,7 +93,7 @@ def test_the_undisturbed_study_is_worth_killing(undisturbed):
 def check(folder: Path, undisturbed: bytes, kill_at: int) -> None:
     assert killed(folder, kill_at, torn=7 * kill_at % 50) == -signal.SIGKILL
     assert (folder / journal.NAME).read_bytes().startswith(b"".join(undisturbed.splitlines(keepends=True)[:kill_at]))
-    assert killed(folder, 0) == 0
+    assert killed(folder, NEVER) == 0
     assert (folder / journal.NAME).read_bytes() == undisturbed
 
 
@@ -110,5 +111,5 @@ def test_a_study_killed_at_any_other_line_goes_on_as_if_it_had_not_been(tmp_path
 def test_a_study_killed_again_and_again_goes_on_as_if_it_had_not_been(tmp_path, undisturbed):
     for kill_at in (2, 4, 5, 9, 20, 21, 40, 55):
         assert killed(tmp_path, kill_at, torn=kill_at) == -signal.SIGKILL
-    assert killed(tmp_path, 0) == 0
+    assert killed(tmp_path, NEVER) == 0
     assert (tmp_path / journal.NAME).read_bytes() == undisturbed

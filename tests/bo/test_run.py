@@ -92,7 +92,7 @@ def test_a_training_function_that_always_fails_ends_the_run_with_its_error(study
     def train(trial):
         raise FileNotFoundError("corpus.bin")
 
-    with pytest.raises(TrainingBroken, match=r"The first 3 trials failed, the last with 'FileNotFoundError: corpus.bin'"):
+    with pytest.raises(TrainingBroken, match=r"The first 3 trials failed, .* 'FileNotFoundError: corpus.bin'"):
         run(study, train, n_trials=50)
     assert len(study.trials) == 3
     assert run(study, bowl, n_trials=5) == "limits"
@@ -167,7 +167,8 @@ class Unlucky:
 
     def wait(self, deliver, timeout):
         if not self.lost:
-            return self.inner.wait(deliver, timeout)
+            self.inner.wait(deliver, timeout)
+            return
         message: Message = self.lost.pop()
         deliver(message)
         deliver(message)  # twice: late messages of an attempt that is over are dropped

@@ -1,0 +1,1 @@
+"""What a point is worth: one file a criterion."""

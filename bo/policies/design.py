@@ -1,0 +1,74 @@
+"""What every policy needs before there is a model: space-filling points, prices, limits, reproducibility."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from bo.optimize import sobol_points
+from bo.ports import History, Proposal
+from search_spaces import Scale, Space
+
+
+@contextmanager
+def reproducible(rng: np.random.Generator) -> Iterator[None]:
+    """One torch thread and a forked, seeded torch generator: the same input gives the same output, bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def top(space: Space) -> Scale:
+    """The largest scale that is run."""
+    return Scale() if space.fidelity is None else space.fidelity.top
+
+
+def cost(space: Space, scale: Scale) -> float:
+    """Cost of a run, in runs at the top scale."""
+    return 1.0 if space.fidelity is None else space.fidelity.relative_cost(scale)
+
+
+def affordable(history: History, scales: Sequence[Scale]) -> int:
+    """How many of these runs, in this order, the limits of the study still allow."""
+    limits, spent = history.limits, history.spent
+    room = len(scales) if limits.n_trials is None else max(0, min(len(scales), limits.n_trials - history.proposed))
+    for index, scale in enumerate(scales[:room]):
+        spent += cost(history.space, scale)
+        if limits.budget is not None and spent > limits.budget * (1 + 1e-9):
+            return index
+    return room
+
+
+def count(history: History, *sources: str) -> int:
+    """How many trials of these sources there are, whatever became of them."""
+    return sum(trial.source in sources for trial in history.trials)
+
+
+def sequence_seed(history: History, rng: np.random.Generator) -> int:
+    """Seed of the study's Sobol sequence: drawn once, then carried in memory from proposal to proposal."""
+    fresh = int(rng.integers(2**31))
+    return int(history.memory.get("sequence", fresh))
+
+
+def sobol(space: Space, seed: int, first: int, n: int) -> list[dict[str, Any]]:
+    """Configurations number first .. first + n - 1 of a scrambled Sobol sequence through the space."""
+    return space.decode_all(space.quantile(sobol_points(len(space.columns), n, seed, first))) if n else []
+
+
+def initial(history: History, n: int, rng: np.random.Generator, note: str | None = None) -> tuple[Proposal, ...]:
+    """The next points of the study's Sobol sequence, to run at the top scale; `note` when they stand in for a model."""
+    seed = sequence_seed(history, rng)
+    at = top(history.space)
+    configs = sobol(history.space, seed, count(history, "sobol", "ladder/proxy"), affordable(history, [at] * n))
+    # What an earlier fit left is kept for the next one.
+    memory = {**history.memory, "sequence": seed}
+    return tuple(Proposal(config, at, "sobol", memory=memory, note=note) for config in configs)

@@ -1,0 +1,110 @@
+"""Small runs first: space-filling proxies over a few cheap scales, then the target from the joint posterior."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bo.policies import posterior
+from bo.policies.bayes import started
+from bo.policies.design import affordable, cost, count, initial, reproducible, sequence_seed, sobol, top
+from bo.ports import History, Limits, Proposal, Recommendation
+from search_spaces import Scale, Space
+
+#: A proxy dearer than this, in target runs, tells too little for its price.
+DEAREST = 1 / 8
+#: Cells to spread proxies over, and proxies a cell.
+CELLS = (5, 4, 3)
+LEAST, MOST = 5, 12
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """No random runs at the target: proxies, the minimiser of the joint posterior mean, then log-EI.
+
+    proxy_cap: what the proxies may cost together, in target runs; never more than half of the study's limits.
+    """
+
+    proxy_cap: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.proxy_cap, bool) or not 0 <= self.proxy_cap < math.inf:
+            raise ValueError(f"Ladder needs proxy_cap to be a finite number of at least 0, got {self.proxy_cap!r}.")
+
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
+        with reproducible(rng):
+            planned = plan(history.space, history.limits, self.proxy_cap)
+            done = count(history, "ladder/proxy")
+            if done < len(planned):
+                return proxies(history, planned[done : done + n], rng)
+            if waiting(history, len(planned)):
+                return ()
+            if not planned and not started(history, None):
+                return initial(history, n, rng)
+            if sum(trial.status == "finished" for trial in history.trials) < 2:
+                return initial(
+                    history, n, rng, note="No two runs have finished, so there is nothing to fit a model to."
+                )
+            return posterior.propose(history, n, rng, "ladder/target")
+
+    def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
+        with reproducible(rng):
+            return posterior.recommend(history, scale, rng)
+
+
+def proxies(history: History, scales: tuple[Scale, ...], rng: np.random.Generator) -> tuple[Proposal, ...]:
+    """The next space-filling runs at the planned scales, as far as the limits allow."""
+    seed = sequence_seed(history, rng)
+    first = count(history, "sobol", "ladder/proxy")
+    configs = sobol(history.space, seed, first, affordable(history, scales))
+    return tuple(
+        Proposal(config, scale, "ladder/proxy", memory={**history.memory, "sequence": seed})
+        for config, scale in zip(configs, scales, strict=False)
+    )
+
+
+def waiting(history: History, planned: int) -> bool:
+    """Whether a target run would be a shot in the dark: proxies still run and fewer than half of them have ended."""
+    running = sum(trial.source == "ladder/proxy" and trial.status == "running" for trial in history.trials)
+    return running > planned / 2
+
+
+def plan(space: Space, limits: Limits, proxy_cap: float) -> tuple[Scale, ...]:
+    """The scale of each proxy, cheapest cells first; empty when proxies do not pay.
+
+    Five cells, else four, else three, of at least five proxies each and up to twelve (more in many dimensions), as many
+    as `proxy_cap` and half of the limits pay for. Where that does not fit, four in three or two; then none.
+    """
+    if space.fidelity is None:
+        return ()
+    spend = min(proxy_cap, math.inf if limits.budget is None else limits.budget / 2)
+    runs = math.inf if limits.n_trials is None else limits.n_trials // 2
+    cheap = [cell for cell in space.fidelity.cells() if cell != top(space) and cost(space, cell) <= DEAREST]
+    ranked = spanning(space, sorted(cheap, key=lambda cell: (cost(space, cell), tuple(cell.values()))))
+    most = max(MOST, 2 * len(space.columns))
+    fewer = [(cells, LEAST) for cells in (2, 1) if len(ranked) == cells]
+    for cells, least in [*((cells, LEAST) for cells in CELLS), *fewer, (3, 4), (2, 4)]:
+        if cells <= len(ranked):
+            each = min(most, runs // cells, spend // sum(cost(space, cell) for cell in ranked[:cells]))
+            if each >= least:
+                return tuple(
+                    cell for cell in sorted(ranked[:cells], key=lambda c: cost(space, c)) for _ in range(int(each))
+                )
+    return ()
+
+
+def spanning(space: Space, cells: list[Scale]) -> list[Scale]:
+    """The cells, cheapest first, but those that first show a second value of an axis before all that do not.
+
+    Drifts along an axis can be told apart only where the axis varies.
+    """
+    fidelity = space.fidelity
+    assert fidelity is not None
+    chosen: list[Scale] = []
+    for cell in cells:
+        offsets = [fidelity.log2(other) - fidelity.log2(cells[0]) for other in [*chosen, cell]]
+        if not chosen or np.linalg.matrix_rank(np.array(offsets)) > np.linalg.matrix_rank(np.array(offsets[:-1])):
+            chosen.append(cell)
+    return chosen + [cell for cell in cells if cell not in chosen]

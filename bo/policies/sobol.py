@@ -1,0 +1,45 @@
+"""Space-filling search: the points of one scrambled Sobol sequence, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bo.policies import posterior
+from bo.policies.design import affordable, count, reproducible, sequence_seed, sobol, top
+from bo.ports import History, Proposal, Recommendation
+from search_spaces import Scale
+
+
+@dataclass(frozen=True)
+class Sobol:
+    """The i-th Sobol trial depends on the study's seed and on how many there were before, on nothing else.
+
+    scale: where the trials run: "target" (the largest scale that is run), or a value or label for every axis.
+    """
+
+    scale: str | Mapping[str, float | str] = "target"
+
+    def __post_init__(self) -> None:
+        if self.scale != "target" and not isinstance(self.scale, Mapping):
+            raise ValueError(f'Sobol needs scale="target" or a dictionary axis -> value, got scale={self.scale!r}.')
+
+    def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
+        at = self._at(history)
+        with reproducible(rng):
+            seed = sequence_seed(history, rng)
+            configs = sobol(history.space, seed, count(history, "sobol"), affordable(history, [at] * n))
+        return tuple(Proposal(config, at, "sobol", memory={"sequence": seed}) for config in configs)
+
+    def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
+        with reproducible(rng):
+            return posterior.recommend(history, scale, rng)
+
+    def _at(self, history: History) -> Scale:
+        if isinstance(self.scale, str):
+            return top(history.space)
+        if history.space.fidelity is None:
+            raise ValueError(f"Sobol got scale={dict(self.scale)}, but the space has no fidelity; leave scale away.")
+        return history.space.fidelity.scale(self.scale)

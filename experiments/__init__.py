@@ -1,0 +1,1 @@
+"""Evidence: real training jobs and published tables; each file here runs from a checkout."""

@@ -1,0 +1,322 @@
+"""The command `windtunnel`: run a training file, resume a study, look at one, stop one."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bo import JournalError, Study, TrainingBroken, journal, ports, run
+from bo.ports import Executor
+from bo.run import clear_requests, request_stop
+from integrations.describe import best_words, config_table, number, scale_words, status, summary
+from integrations.progress import Progress
+from integrations.training_file import TrainingFile
+
+KEPT = "training_file.py"  # the training file as it was run, in the study's folder
+REASONS = {
+    "limits": "The limits are reached.",
+    "hours": "The hours are over.",
+    "target": "The target is reached.",
+    "patience": "No improvement for as long as was asked.",
+    "stopped": "Stopped on request.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 when it did what was asked, 1 for a problem named on stderr, 2 for wrong usage, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = words[words.index("--") + 1 :] if "--" in words else []
+    options = parser().parse_args(words[: words.index("--")] if "--" in words else words)
+    options.args = tuple(args)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except (ValueError, OSError, JournalError, TrainingBroken) as error:
+        print(f"windtunnel: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("windtunnel", description="Tune large training runs by flying small ones first.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, what: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=what, description=what)
+        made.set_defaults(command=command)
+        return made
+
+    start = add("run", "run a sweep of FILE, which defines space, objective and train; -- ARGS go to FILE", _run)
+    start.add_argument("file", metavar="FILE", type=Path)
+    start.add_argument("--study", metavar="DIR", type=Path, help="the study's folder (default: studies/<name of FILE>)")
+    start.add_argument("--seed", type=int, default=None, help="of a new study (default: 0)")
+    start.add_argument("--policy", choices=sorted(ports.POLICIES), help="of a new study (default: ladder with scales)")
+    again = add("resume", "go on with the study in DIR from where it is", _resume)
+    again.add_argument("dir", metavar="DIR", type=Path)
+    for command in (start, again):
+        command.add_argument("--trials", type=int, metavar="N", help="total number of trials, at every scale together")
+        command.add_argument("--budget", type=float, metavar="B", help="total compute, in runs at the target scale")
+        command.add_argument("--hours", type=float, metavar="H", help="start no trial later than this")
+        command.add_argument("--target", type=float, metavar="V", help="stop when the objective is this good")
+        command.add_argument(
+            "--patience", type=int, metavar="N", help="stop after N target results without a better one"
+        )
+        command.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: one a core)")
+        command.add_argument("--executor", choices=sorted(ports.EXECUTORS), default="ray", help="(default: ray)")
+        command.add_argument(
+            "--ray", metavar="ADDRESS", help="a running Ray cluster (default: a local one for this run)"
+        )
+        command.add_argument("--accept-changes", action="store_true", help="go on although FILE has changed")
+
+    for name, what, command_of in (
+        ("status", "where the study in DIR stands", _status),
+        ("best", "the best told configuration", _best),
+        ("recommend", "the configuration that the model believes best, tried or not", _recommend),
+        ("stop", "end the driver of the study in DIR, or one of its trials", _stop),
+    ):
+        command = add(name, what, command_of)
+        command.add_argument("dir", metavar="DIR", type=Path)
+        if name in ("best", "recommend"):
+            command.add_argument("--json", action="store_true", help="print JSON")
+        if name == "recommend":
+            command.add_argument("--at", metavar="AXIS=VALUE,...", help="a scale, such as params=1e9,tokens=2e10")
+        if name == "stop":
+            command.add_argument("--trial", type=int, metavar="ID", help="end this trial alone, at its next report")
+    return top
+
+
+# ------------------------------------------------------------------------------------------------------- run, resume
+
+
+def _run(options: argparse.Namespace) -> int:
+    file = TrainingFile(options.file, options.args)
+    loaded = file.load()
+    folder = options.study or Path("studies") / options.file.stem
+    if journal.read(folder / journal.NAME)[0]:
+        study = Study.open(folder, space=loaded.space, objective=loaded.objective)
+        for name, given, was in (("seed", options.seed, study.seed), ("policy", options.policy, study.policy_name)):
+            if given is not None and given != was:
+                raise ValueError(f"{folder} was made with {name} {was}, not {given}; choose another --study folder.")
+        print(f"Going on with {folder}, which has {len(study.trials)} trials.")
+    else:
+        study = Study.create(
+            folder,
+            loaded.space,
+            objective=loaded.objective,
+            seed=options.seed or 0,
+            policy=options.policy or loaded.policy,
+        )
+        print(f"A new study in {folder}.")
+    with study:
+        if loaded.baseline is not None and not study.trials and not study.queue:
+            study.enqueue(loaded.baseline)
+        return _drive(study, file, options)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    if options.args:
+        raise ValueError("resume takes no -- ARGS; the study remembers those it was launched with.")
+    recorded = Study.open(options.dir).training
+    if recorded is None:
+        raise ValueError(f"{options.dir} was not launched by `windtunnel run`; call run(study, train) from Python.")
+    file = TrainingFile(Path(recorded["file"]), tuple(recorded["args"]))
+    _check_unchanged(file, recorded, options)
+    loaded = file.load()
+    with Study.open(options.dir, space=loaded.space, objective=loaded.objective) as study:
+        return _drive(study, file, options)
+
+
+def _drive(study: Study, file: TrainingFile, options: argparse.Namespace) -> int:
+    loaded = file.load()
+    if study.training is not None:
+        _check_unchanged(file, study.training, options)
+    if loaded.prepare is not None:
+        loaded.prepare()
+    n_trials, budget = options.trials, options.budget
+    if n_trials is None and budget is None and study.limits == ports.Limits():
+        n_trials, budget = loaded.n_trials, loaded.budget
+    study.launched_from(str(file.path), file.sha256, file.args)
+    (study.folder / KEPT).write_bytes(file.source)
+    _note_run(study.folder)
+    progress = Progress(study)
+    try:
+        reason = run(
+            study,
+            file.train,
+            executor=_executor(options, loaded.resources),
+            n_trials=n_trials,
+            budget=budget,
+            hours=options.hours,
+            target=options.target,
+            patience=options.patience,
+            watch=progress,
+        )
+    except KeyboardInterrupt:
+        progress.close()
+        print(f"\nInterrupted; every result is safe. windtunnel resume {study.folder} goes on.")
+        return 130
+    finally:
+        progress.close()
+    print(REASONS[reason])
+    print(summary(study))
+    return 0
+
+
+def _executor(options: argparse.Namespace, resources: Any) -> Executor:
+    if options.ray is not None and options.executor != "ray":
+        raise ValueError(f"--ray {options.ray} needs --executor ray, got {options.executor}.")
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}.")
+    settings: dict[str, dict[str, Any]] = {
+        "ray": {"address": options.ray, "workers": options.workers, "resources": resources},
+        "pool": {"workers": options.workers},
+        "in-process": {},
+    }
+    if options.executor == "in-process" and options.workers not in (None, 1):
+        raise ValueError(f"--executor in-process runs one trial at a time, got --workers {options.workers}.")
+    made: Executor = ports.load(ports.EXECUTORS, options.executor, "executor")(**settings[options.executor])
+    return made
+
+
+def _check_unchanged(file: TrainingFile, recorded: Any, options: argparse.Namespace) -> None:
+    """A changed training file makes other measurements; going on with it is the user's decision."""
+    differences = []
+    if file.sha256 != recorded["sha256"]:
+        differences.append(_diff(options, file))
+    if list(file.args) != list(recorded["args"]):
+        differences.append(f"ARGS were {shlex.join(recorded['args'])!r} and are {shlex.join(file.args)!r}")
+    if differences and not options.accept_changes:
+        raise ValueError(
+            f"{file.path} is not what the study was run with: {'; '.join(differences)}\n"
+            "Take the change back, or go on with --accept-changes."
+        )
+
+
+def _diff(options: argparse.Namespace, file: TrainingFile) -> str:
+    folder = getattr(options, "dir", None) or getattr(options, "study", None) or Path("studies") / file.path.stem
+    kept = folder / KEPT
+    if not kept.exists():
+        return "its content differs"
+    lines = difflib.unified_diff(
+        kept.read_text().splitlines(),
+        file.source.decode().splitlines(),
+        "as it was run",
+        "as it is now",
+        lineterm="",
+        n=0,
+    )
+    return "its content differs:\n" + "\n".join(list(lines)[:20])
+
+
+def _note_run(folder: Path) -> None:
+    """Add versions, commit and command line to `runs.jsonl`; not to the journal, since they decide nothing."""
+    versions = {}
+    for package in ("windtunnel", "numpy", "torch", "botorch", "ray"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    note = {
+        "at": time.time(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+    with open(folder / "runs.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(note) + "\n")
+
+
+# ------------------------------------------------------------------------------------- status, best, recommend, stop
+
+
+def _status(options: argparse.Namespace) -> int:
+    driver = journal.holder(options.dir) if journal.in_use(options.dir) else None
+    print(status(Study.open(options.dir), driver))
+    return 0
+
+
+def _best(options: argparse.Namespace) -> int:
+    study = Study.open(options.dir)
+    best = study.best()
+    if options.json:
+        print(
+            json.dumps(best and {"trial": best.id, "config": study.space.to_json(best.config), "metrics": best.metrics})
+        )
+    else:
+        print(best_words(study))
+    return 0
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    study = Study.open(options.dir)
+    found = study.recommend(_scale(options.at) if options.at else None)
+    shown = study.objective.shown
+    interval = None if found.low is None or found.high is None else sorted((shown(found.low), shown(found.high)))
+    if options.json:
+        mean = None if found.mean is None else shown(found.mean)
+        answer = {"config": study.space.to_json(found.config), "mean": mean, "interval": interval, "note": found.note}
+        print(json.dumps(answer))
+        return 0
+    where = scale_words(found.scale)
+    print("Recommended" + (f" at {where}" if where else ""))
+    print(config_table(found.config))
+    if found.mean is not None and interval is not None:
+        print(f"  expected  {number(shown(found.mean))} (90% interval {number(interval[0])} to {number(interval[1])})")
+    if found.note:
+        print(f"  note      {found.note}")
+    return 0
+
+
+def _scale(text: str) -> dict[str, float]:
+    scale = {}
+    for part in text.split(","):
+        axis, _, value = part.partition("=")
+        try:
+            scale[axis.strip()] = float(value)
+        except ValueError:
+            raise ValueError(f"--at needs AXIS=NUMBER pairs such as params=1e9,tokens=2e10, got {part!r}.") from None
+    return scale
+
+
+def _stop(options: argparse.Namespace) -> int:
+    study = Study.open(options.dir)
+    if not journal.in_use(options.dir):
+        raise ValueError(f"{options.dir} has no driver now, so there is nothing to stop.")
+    if options.trial is not None and study.trial(options.trial).status != "running":
+        raise ValueError(f"Trial {options.trial} is {study.trial(options.trial).status} already.")
+    request_stop(options.dir, options.trial)
+    if options.trial is not None:
+        print(f"Trial {options.trial} ends at its next report.")
+        return 0
+    for _ in range(240):
+        if not journal.in_use(options.dir):
+            clear_requests(options.dir)
+            print(f"Stopped; windtunnel resume {options.dir} goes on.")
+            return 0
+        time.sleep(0.25)
+    print(f"Asked to stop; {journal.holder(options.dir)} still ends its work.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

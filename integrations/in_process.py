@@ -1,0 +1,69 @@
+"""Trials one after another in the driver's own process: for small jobs, tests and debugging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bo.ports import Message, Reported, Train
+from bo.study import trial_folder
+from bo.trial import Trial
+from bo.worker import execute
+
+
+class InProcess:
+    """An executor with one slot: `wait` runs the submitted trial in the calling thread, where a debugger sees it.
+
+    What the run prints stays on the terminal. clock: seconds, for the run times.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._trial: Trial | None = None
+        self._stopping = False
+
+    def open(self, train: Train, folder: Path) -> None:
+        self._train, self._folder = train, folder
+
+    def capacity(self) -> int:
+        return 0 if self._trial else 1
+
+    def submit(self, trial: Trial) -> None:
+        if self._trial is not None:
+            raise RuntimeError(
+                f"InProcess runs one trial at a time and has trial {self._trial.id}; look at capacity()."
+            )
+        self._trial, self._stopping = trial, False
+
+    def wait(self, deliver: Callable[[Message], None], timeout: float) -> None:
+        """Runs the submitted trial to its end, however long that takes."""
+        if self._trial is None:
+            time.sleep(timeout)
+            return
+        trial, broken = self._trial, None
+
+        def send(report: Reported) -> bool:
+            nonlocal broken
+            if broken is None:
+                try:
+                    deliver(report)
+                except Exception as error:  # the driver's own (a full disk): not the training function's to handle
+                    broken = error
+            return self._stopping or broken is not None
+
+        try:
+            folder = trial_folder(self._folder, trial.id)
+            last = execute(self._train, trial, folder, send, log=False, clock=self._clock)
+        finally:
+            self._trial = None
+        if broken is not None:
+            raise broken
+        deliver(last)
+
+    def stop(self, trial: int) -> None:
+        if self._trial is not None and self._trial.id == trial:
+            self._stopping = True
+
+    def close(self) -> None:
+        self._trial = None

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bo import Maximize, Minimize, WeightedSum
+from bo.objective import Objective
+from bo.policies import ladder, posterior
+from bo.policies.bayes import Bayes
+from bo.policies.ladder import Ladder
+from bo.policies.sobol import Sobol
+from bo.ports import POLICIES, History, Limits, Policy, Proposal, load
+from bo.surrogates.scale_shift import NumericalError
+from bo.trial import Trial
+from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Scale, Schedule, Space
+
+SCALES = Fidelity(
+    params={"tiny": 1e5, "small": 4e5, "full": 1.6e6},
+    tokens=(1e6, 4e6, 1.6e7),
+    target={"params": "full", "tokens": 1.6e7},
+)
+RICH = Space(
+    lr=Real(1e-4, 1e-1, log=True),
+    batch_size=Integer(16, 256, log=True),
+    schedule=Schedule("cosine", "linear", warmup=0.02, wsd={"decay": Real(0.05, 0.3)}),
+    optimizer=Choice({"adamw": {"beta": Real(0.8, 0.99)}, "sgd": {}}),
+    data=Mixture("code", "docs", "prose", floor=0.02),
+    fidelity=SCALES,
+)
+FLAT = Space(x=Real(0, 1), y=Real(0, 1), z=Real(0, 1))
+DRIFT = Space(lr=Real(2.0**-12, 1.0, log=True), b=Real(1, 256, log=True), fidelity=SCALES)
+Measure = Callable[[Mapping[str, Any], Scale, int], Mapping[str, float] | None]
+
+
+def policies() -> dict[str, Policy]:
+    return {name: load(POLICIES, name, "policy")() for name in POLICIES}
+
+
+def run(
+    policy: Policy,
+    space: Space,
+    objective: Objective,
+    measure: Measure,
+    limits: Limits = Limits(),  # noqa: B008
+    seed: int = 0,
+    trials: tuple[Trial, ...] = (),
+) -> tuple[History, list[Proposal]]:
+    """One trial after the other until the policy has had enough; `measure` gives None for a run that diverges."""
+    history, proposals = History(space, objective, trials, limits), []
+    while found := policy.propose(history, 1, np.random.default_rng([seed, len(history.trials)])):
+        (proposal,) = found
+        assert space.validate(proposal.config) == proposal.config
+        proposals.append(proposal)
+        history = told(history, proposal, measure)
+    return history, proposals
+
+
+def told(history: History, proposal: Proposal, measure: Measure | None) -> History:
+    id, space = len(history.trials), history.space
+    cost = space.fidelity.relative_cost(proposal.scale) if space.fidelity else 1.0
+    trial = Trial(id, proposal.config, proposal.scale, id, proposal.source, cost, predicted=proposal.predicted)
+    if measure:
+        metrics = measure(proposal.config, proposal.scale, id)
+        trial = replace(trial, status="finished" if metrics else "diverged", metrics=metrics)
+    return replace(history, trials=(*history.trials, trial), memory=proposal.memory, seen=id + 1)
+
+
+def bowl(config: Mapping[str, Any], scale: Scale, id: int) -> dict[str, float]:
+    return {"loss": 2 + (config["x"] - 0.3) ** 2 + 2 * (config["y"] - 0.8) ** 2 + 0.5 * (config["z"] - 0.1) ** 2}
+
+
+def drifting(config: Mapping[str, Any], scale: Scale, id: int) -> dict[str, float]:
+    """The best learning rate falls by 0.4 octaves for each of parameters, the best batch grows with tokens."""
+    n, d = SCALES.log2(scale)
+    lr, b = math.log2(config["lr"]) + 7 + 0.4 * n, math.log2(config["b"]) - 5 - 0.3 * d
+    noise = 1e-3 * float(np.random.default_rng(id).standard_normal())
+    return {"loss": 3 - 0.05 * (n + d) + 0.02 * lr**2 + 0.01 * b**2 + noise}
+
+
+# ------------------------------------------------------------------------------------------- whatever the results
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda c, s, i: {"loss": float(np.random.default_rng(i).normal())},
+        lambda c, s, i: {"loss": float(10.0 ** np.random.default_rng(i).uniform(-3, 12))},
+        lambda c, s, i: None,
+        lambda c, s, i: None if i % 2 else {"loss": 2.0 + c["lr"]},
+        lambda c, s, i: {"loss": 1.0},
+        lambda c, s, i: {"loss": 1e12 * (2.0 + c["lr"])},
+        lambda c, s, i: {"loss": -1e12 + c["lr"]},
+    ],
+    ids=["random", "over 15 decades", "all diverged", "every other diverged", "constant", "huge", "huge and negative"],
+)
+def test_a_policy_survives_any_results(name: str, measure: Measure) -> None:
+    history, proposals = run(policies()[name], RICH, Minimize("loss"), measure, Limits(n_trials=24))
+    assert len(history.trials) == 24
+    for proposal in proposals:
+        assert proposal.note is None or measure(proposal.config, proposal.scale, 1) is None
+        if proposal.predicted:
+            assert proposal.predicted["low"] <= proposal.predicted["mean"] <= proposal.predicted["high"]
+    for scale in (SCALES.target, SCALES.scale({"params": 1e8, "tokens": 1e9}, beyond=True)):
+        found = policies()[name].recommend(history, scale, np.random.default_rng(0))
+        assert RICH.validate(found.config)
+        assert (found.mean is None) == (
+            measure(found.config, scale, 0) is None and measure(found.config, scale, 2) is None
+        )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_proposal_is_a_pure_function_of_history_and_generator(name: str) -> None:
+    history, _ = run(policies()[name], DRIFT, Minimize("loss"), drifting, Limits(n_trials=27))
+    history = replace(history, limits=Limits())
+    torch.manual_seed(1)
+    before, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    first = policies()[name].propose(history, 2, np.random.default_rng(7))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.get_num_threads() == threads
+    torch.manual_seed(2)
+    assert policies()[name].propose(history, 2, np.random.default_rng(7)) == first
+    scale = SCALES.target
+    recommendations = [policies()[name].recommend(history, scale, np.random.default_rng(7)) for _ in range(2)]
+    assert recommendations[0] == recommendations[1]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "limits", [Limits(n_trials=5), Limits(budget=3.0), Limits(n_trials=30, budget=4.5), Limits(budget=0.9)]
+)
+def test_limits_are_never_overrun_and_what_is_allowed_is_used(name: str, limits: Limits) -> None:
+    history, _ = run(policies()[name], DRIFT, Minimize("loss"), drifting, limits)
+    assert history.spent <= (limits.budget or math.inf) + 1e-9
+    assert history.proposed <= (limits.n_trials or math.inf)
+    assert history.proposed == limits.n_trials or history.spent > (limits.budget or math.inf) - 1
+    assert len(policies()[name].propose(replace(history, trials=(), memory={}), 100, np.random.default_rng(0))) <= 60
+
+
+@pytest.mark.parametrize("name", ["bayes", "ladder"])
+def test_eight_pending_proposals_are_eight_different_ones(name: str) -> None:
+    history, _ = run(policies()[name], DRIFT, Minimize("loss"), drifting, Limits(n_trials=28))
+    history = replace(history, limits=Limits())
+    for step in range(8):  # asked for one by one, as workers become free
+        (proposal,) = policies()[name].propose(history, 1, np.random.default_rng(step))
+        history = told(history, proposal, None)
+    X = DRIFT.encode_all([trial.config for trial in history.trials[-8:]])
+    apart = np.abs(X[:, None] - X[None]).max(-1)[~np.eye(8, dtype=bool)]
+    assert apart.min() > 5e-3
+
+
+def test_a_configuration_that_failed_is_not_asked_for_again() -> None:
+    history, _ = run(Bayes(), FLAT, Minimize("loss"), bowl, Limits(n_trials=8))
+    history = replace(history, limits=Limits())
+    seen = []
+    for step in range(4):
+        (proposal,) = Bayes().propose(history, 1, np.random.default_rng(step))
+        history = told(history, proposal, None)
+        failed = replace(history.trials[-1], status="failed", error="out of memory")
+        history = replace(history, trials=(*history.trials[:-1], failed))
+        seen.append(FLAT.encode(proposal.config))
+    apart = np.abs(np.array(seen)[:, None] - np.array(seen)[None]).max(-1)[~np.eye(4, dtype=bool)]
+    assert apart.min() > 5e-3
+
+
+def test_a_fit_that_fails_is_replaced_by_a_space_filling_point_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise NumericalError("singular")
+
+    history, _ = run(Bayes(), FLAT, Minimize("loss"), bowl, Limits(n_trials=6))
+    monkeypatch.setattr(posterior.composite, "fit", fail)
+    (proposal,) = Bayes().propose(replace(history, limits=Limits()), 1, np.random.default_rng(0))
+    assert proposal.source == "sobol"
+    assert "singular" in str(proposal.note)
+    best = min(history.trials, key=lambda trial: trial.metrics["loss"] if trial.metrics else math.inf)
+    found = Bayes().recommend(history, Scale(), np.random.default_rng(0))
+    assert found.config == best.config
+    assert "singular" in str(found.note)
+
+
+# -------------------------------------------------------------------------------------------------- each by itself
+
+
+def test_sobol_trials_depend_on_their_number_alone() -> None:
+    all_at_once = Sobol().propose(History(FLAT, Minimize("loss"), ()), 6, np.random.default_rng(3))
+    history = History(FLAT, Minimize("loss"), ())
+    for i in range(6):
+        (proposal,) = Sobol().propose(history, 1, np.random.default_rng(3 + i))
+        assert proposal.config == all_at_once[i].config
+        history = told(history, proposal, bowl if i % 2 else None)
+
+
+def test_sobol_runs_where_it_is_told_to() -> None:
+    (proposal,) = Sobol(scale={"params": "tiny", "tokens": 1e6}).propose(
+        History(RICH, Minimize("loss"), ()), 1, np.random.default_rng(0)
+    )
+    assert proposal.scale.label("params") == "tiny"
+    with pytest.raises(ValueError, match="no fidelity"):
+        Sobol(scale={"params": 1.0}).propose(History(FLAT, Minimize("loss"), ()), 1, np.random.default_rng(0))
+    with pytest.raises(ValueError, match='"target" or a dictionary'):
+        Sobol(scale="small")
+
+
+def test_a_wrong_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_init to be a whole number"):
+        Bayes(n_init=0)
+    with pytest.raises(ValueError, match="proxy_cap to be a finite number"):
+        Ladder(proxy_cap=-1.0)
+
+
+def test_bayes_beats_sobol() -> None:
+    wins = 0
+    for seed in range(8):
+        best = []
+        for policy in (Bayes(), Sobol()):
+            history, _ = run(policy, FLAT, Minimize("loss"), bowl, Limits(n_trials=14), seed)
+            best.append(min(trial.metrics["loss"] for trial in history.trials if trial.metrics))
+        wins += best[0] < best[1]
+    assert wins >= 7  # a one-sided sign test: P(>= 7 of 8 by chance) = 0.035
+
+
+def test_bayes_reaches_the_optimum() -> None:
+    history, _ = run(Bayes(), FLAT, Minimize("loss"), bowl, Limits(n_trials=20))
+    assert min(trial.metrics["loss"] for trial in history.trials if trial.metrics) < 2.001
+    found = Bayes().recommend(history, Scale(), np.random.default_rng(0))
+    assert found.config["x"] == pytest.approx(0.3, abs=0.05)
+    assert found.config["y"] == pytest.approx(0.8, abs=0.05)
+
+
+def test_maximising_is_minimising_the_negative() -> None:
+    limits, negative = Limits(n_trials=9), lambda c, s, i: {"loss": -bowl(c, s, i)["loss"]}
+    _, up = run(Bayes(), FLAT, Maximize("loss"), negative, limits)
+    _, down = run(
+        Bayes(), FLAT, WeightedSum({"loss": 1.0}), lambda c, s, i: {"loss": -negative(c, s, i)["loss"]}, limits
+    )
+    history, _ = run(Bayes(), FLAT, Maximize("loss"), negative, Limits(n_trials=16))
+    assert max(trial.metrics["loss"] for trial in history.trials if trial.metrics) > -2.02
+    assert [p.source for p in up] == [p.source for p in down]
+
+
+def test_runs_of_other_scales_stand_in_for_the_space_filling_start() -> None:
+    small = SCALES.scale({"params": "small", "tokens": 4e6})
+    configs = DRIFT.sample(np.random.default_rng(0), 12)
+    added = tuple(
+        Trial(i, config, small, 0, "added", 0.1, "finished", metrics=drifting(config, small, i))
+        for i, config in enumerate(configs)
+    )
+    (proposal,) = Bayes().propose(History(DRIFT, Minimize("loss"), added), 1, np.random.default_rng(0))
+    assert proposal.source == "bayes"
+    assert proposal.scale == SCALES.target
+
+
+# -------------------------------------------------------------------------------------------------------- the ladder
+
+
+def test_the_plan_spans_the_axes_within_its_cap() -> None:
+    planned = ladder.plan(DRIFT, Limits(), 1.0)
+    cells = set(planned)
+    assert len(cells) >= 3
+    assert len({cell["params"] for cell in cells}) >= 2
+    assert len({cell["tokens"] for cell in cells}) >= 2
+    assert SCALES.target not in cells
+    assert sum(SCALES.relative_cost(scale) for scale in planned) <= 1.0
+
+
+def test_the_plan_leaves_half_of_the_limits_to_the_target() -> None:
+    spent = [SCALES.relative_cost(scale) for scale in ladder.plan(DRIFT, Limits(budget=0.5), 1.0)]
+    assert 0 < sum(spent) <= 0.25
+    assert 0 < len(ladder.plan(DRIFT, Limits(n_trials=40), 1.0)) <= 20
+    assert ladder.plan(DRIFT, Limits(n_trials=8), 1.0) == ()
+
+
+def test_no_proxies_are_planned_where_they_do_not_pay() -> None:
+    dear = Fidelity(params=(1e6, 2e6), tokens=(1e6,), target={"params": 2e6, "tokens": 1e6})
+    assert ladder.plan(Space(x=Real(0, 1), fidelity=dear), Limits(), 1.0) == ()
+    assert ladder.plan(DRIFT, Limits(), 0.0) == ()
+    assert ladder.plan(FLAT, Limits(), 1.0) == ()
+    _, proposals = run(Ladder(proxy_cap=0.0), DRIFT, Minimize("loss"), drifting, Limits(n_trials=6))
+    assert {proposal.scale for proposal in proposals} == {SCALES.target}
+    assert [proposal.source for proposal in proposals][:3] == ["sobol"] * 3
+
+
+def test_the_ladder_climbs_from_proxies_to_predicted_target_runs() -> None:
+    history, proposals = run(Ladder(), DRIFT, Minimize("loss"), drifting, Limits(budget=4.0))
+    planned = ladder.plan(DRIFT, Limits(budget=4.0), 1.0)
+    assert tuple(proposal.scale for proposal in proposals[: len(planned)]) == planned
+    later = proposals[len(planned) :]
+    assert len(later) == 3
+    for proposal, trial in zip(later, history.trials[len(planned) :], strict=True):
+        assert proposal.source == "ladder/target"
+        assert proposal.predicted is not None
+        assert proposal.predicted["low"] < (trial.metrics or {})["loss"] < proposal.predicted["high"]
+
+
+def test_the_ladder_waits_for_most_proxies_before_it_pays_for_a_target_run() -> None:
+    history = History(DRIFT, Minimize("loss"), ())
+    planned = ladder.plan(DRIFT, Limits(), 1.0)
+    for proposal in Ladder().propose(history, len(planned), np.random.default_rng(0)):
+        history = told(history, proposal, None)
+    assert Ladder().propose(history, 1, np.random.default_rng(0)) == ()
+    trials = [
+        replace(trial, status="finished", metrics=drifting(trial.config, trial.scale, trial.id))
+        if trial.id % 4
+        else trial
+        for trial in history.trials
+    ]
+    (proposal,) = Ladder().propose(replace(history, trials=tuple(trials)), 1, np.random.default_rng(0))
+    assert proposal.source == "ladder/target"
+
+
+def test_the_first_target_run_after_proxies_beats_random_ones_where_the_optimum_drifts() -> None:
+    wins = 0
+    target = SCALES.target
+    for seed in range(6):
+        history, _ = run(Ladder(), DRIFT, Minimize("loss"), drifting, Limits(budget=2.0), seed)
+        first = next(trial.metrics["loss"] for trial in history.trials if trial.scale == target and trial.metrics)
+        drawn = DRIFT.sample(np.random.default_rng(100 + seed), 5)
+        wins += first < min(drifting(config, target, id)["loss"] for id, config in enumerate(drawn))
+    assert wins >= 5  # of 6, against the best of five random runs each: P(by chance) = 0.0007
+
+
+def test_a_recommendation_follows_the_drift_beyond_the_scales_that_were_run() -> None:
+    history, _ = run(Ladder(), DRIFT, Minimize("loss"), drifting, Limits(budget=5.0))
+    beyond = SCALES.scale({"params": 6.4e6, "tokens": 1.6e7}, beyond=True)
+    here, there = (Ladder().recommend(history, scale, np.random.default_rng(0)) for scale in (SCALES.target, beyond))
+    assert math.log2(here.config["lr"]) == pytest.approx(-7.0, abs=0.4)
+    assert math.log2(there.config["lr"]) < math.log2(here.config["lr"]) - 0.2
+    assert here.note is None
+    assert "extrapolated" in str(there.note)
+    assert there.high - there.low > here.high - here.low  # type: ignore[operator]
+
+
+def test_nothing_told_is_recommended_as_nothing_known() -> None:
+    found = Bayes().recommend(History(RICH, Minimize("loss"), ()), SCALES.target, np.random.default_rng(0))
+    assert RICH.validate(found.config)
+    assert (found.mean, found.low, found.high) == (None, None, None)
+    assert "Nothing was told" in str(found.note)

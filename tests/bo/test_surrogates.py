@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bo import Minimize, WeightedSum, dataset
+from bo.acquisition.log_ei import log_ei
+from bo.ports import History
+from bo.surrogates import composite, scale_shift
+from bo.surrogates.features import Features, Inputs, cube_roots
+from bo.surrogates.scale_shift import JITTER, MEAN_VARIANCE, Layout, NumericalError, ScaleShiftGP, kernel, matern
+from bo.trial import Trial
+from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Space
+
+RICH = Space(
+    lr=Real(1e-4, 1e-2, log=True),
+    layers=Integer(1, 8),
+    optimizer=Choice({"adamw": {"beta": Real(0.8, 0.99)}, "sgd": {"momentum": Real(0.0, 0.9)}}),
+    data=Mixture("code", "docs", "prose", floor={"docs": 0.1}),
+    fidelity=Fidelity(params=(1e5, 1e6, 4e6), tokens=(1e6, 1e7), target={"params": 4e6, "tokens": 1e7}),
+)
+LINE = Space(
+    lr=Real(2.0**-10, 1.0, log=True),
+    fidelity=Fidelity(params=(1e5, 4e5, 1.6e6), tokens=(1e6,), target={"params": 1.6e6, "tokens": 1e6}),
+)
+
+
+def points(space: Space, n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoded configs, places and cells, cells dealt in turn."""
+    rng = np.random.default_rng(seed)
+    cells = space.fidelity.cells()
+    X = torch.as_tensor(space.encode_all(space.sample(rng, n)))
+    index = torch.arange(n) % len(cells)
+    S = torch.as_tensor(dataset.places(space, cells))[index]
+    return X, S, index
+
+
+def layout(space: Space, across: bool = True) -> Layout:
+    features = Features(space)
+    return Layout(features.groups, features.drift_unit, features.shares, len(space.fidelity.axes), across)
+
+
+def random_theta(shape: Layout, p: int, seed: int) -> Tensor:
+    rng = np.random.default_rng(seed)
+    low, high = np.array(shape.bounds).T
+    return torch.as_tensor(rng.uniform(np.maximum(low, -3), np.minimum(high, 2), (p, len(low))))
+
+
+def history(space: Space, losses: Any, n: int, objective: Any, seed: int = 0) -> History:
+    rng = np.random.default_rng(seed)
+    cells = space.fidelity.cells()
+    trials = []
+    for i, config in enumerate(space.sample(rng, n)):
+        scale = cells[i % len(cells)]
+        metrics = losses(space.encode(config), space.fidelity.log2(scale))
+        trials.append(Trial(i, config, scale, 0, "sobol", status="finished", metrics=metrics))
+    return History(space, objective, tuple(trials))
+
+
+def two_losses(x: Any, s: Any) -> dict[str, float]:
+    bowl = float((x[0] - 0.5 - 0.02 * s.sum()) ** 2 + 0.3 * (x[-1] - 0.6) ** 2)
+    return {"a": 3.0 - 0.05 * float(s.sum()) + bowl, "b": 2.0 + 0.5 * bowl + 0.1 * float(x[1])}
+
+
+# ------------------------------------------------------------------------------------------------------- features
+
+
+def test_coordinates_that_are_not_active_never_reach_the_kernel() -> None:
+    X, S, cell = points(RICH, 12)
+    inactive = torch.as_tensor(~RICH.active(X.numpy()))
+    assert inactive.any()
+    noise = torch.rand(X.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features, shape = Features(RICH), layout(RICH)
+    hyper = shape.hyper(random_theta(shape, 2, 0))
+    a, b = features(X, S, cell), features(torch.where(inactive, noise, X), S, cell)
+    assert torch.equal(a.F, b.F)
+    assert torch.equal(kernel(a, b, hyper, shape), kernel(a, a, hyper, shape))
+
+
+def test_shares_enter_as_cube_roots_and_have_finite_gradients_on_faces() -> None:
+    X, S, cell = points(RICH, 8)
+    columns = Features(RICH).mixtures[0]
+    roots = Features(RICH)(X, S, cell).F[:, -3:]
+    shares = torch.tensor([list(config["data"].values()) for config in RICH.decode_all(X.numpy())], dtype=torch.float64)
+    assert columns == (5, 6, 7) or len(columns) == 3
+    assert torch.allclose(roots, shares.pow(1 / 3), atol=1e-5)
+    z = torch.tensor([[0.0, 0.0, 0.7], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(cube_roots(z, torch.zeros(3, dtype=torch.float64)).sum(), z)
+    assert torch.isfinite(gradient[0]).all()
+
+
+def test_mixtures_are_found_inside_options_too() -> None:
+    space = Space(
+        lr=Real(0, 1),
+        a=Choice({"one": {"x.y": Mixture("p.1", "q"), "z": Mixture("r", "s", "t")}, "two": {"w": Real(0, 1)}}),
+    )
+    names = [[space.columns[i].name for i in mixture] for mixture in Features(space).mixtures]
+    assert [len(each) for each in names] == [2, 3]
+    assert all(space.columns[i].kind == "share" for mixture in Features(space).mixtures for i in mixture)
+
+
+# --------------------------------------------------------------------------------------------------------- kernel
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_the_kernel_is_positive_definite_for_any_drift_and_spread(seed: int) -> None:
+    X, S, cell = points(RICH, 24, seed)
+    shape = layout(RICH)
+    hyper = shape.hyper(random_theta(shape, 2, seed))
+    inputs = Features(RICH)(X, S, cell)
+    K = kernel(inputs, inputs, hyper, shape)
+    smallest = torch.linalg.eigvalsh(K)[:, 0]
+    assert torch.allclose(K, K.mT)
+    assert (smallest > -1e-9 * K.diagonal(dim1=-2, dim2=-1).max(-1).values).all()
+    assert torch.allclose(K.diagonal(dim1=-2, dim2=-1), scale_shift.diagonal(inputs, hyper, shape))
+
+
+def test_the_integral_over_drifts_equals_monte_carlo() -> None:
+    # Matern-5/2 is E_t exp(-r^2 / 2t) with t ~ Gamma(5/2, rate 5/2); given t the drift is N(Wbar, t sw^2).
+    X, S, cell = points(LINE, 3)
+    shape = layout(LINE)
+    theta = torch.as_tensor(shape.vector({"drift": [0.8, 0.0], "spread": np.log([0.5, 0.4]), "lengthscale": [-1.2]}))[
+        None
+    ]
+    hyper = shape.hyper(theta)
+    inputs = Features(LINE)(X, S, cell)
+    K = kernel(inputs, inputs, hyper, shape)[0]
+    rng = np.random.default_rng(0)
+    draws = 400_000
+    mix = rng.gamma(2.5, 1 / 2.5, draws)
+    unit = float(shape.drift_unit[0])
+    drift = unit * (
+        hyper.drift[0, 0].numpy() + np.sqrt(mix)[:, None] * hyper.spread[0].numpy() * rng.standard_normal((draws, 2))
+    )
+    for i, j in [(0, 1), (0, 2), (1, 2)]:
+        shifted = float(X[i, 0] - X[j, 0]) - drift @ (S[i] - S[j]).numpy()
+        sample = np.exp(-0.5 * shifted**2 / (mix * float(hyper.lengthscale[0, 0]) ** 2))
+        expected = (float(K[i, j]) - MEAN_VARIANCE) / float(hyper.amplitude[0])
+        assert expected == pytest.approx(sample.mean(), abs=4 * sample.std() / np.sqrt(draws))
+
+
+def test_with_one_cell_it_is_the_plain_matern_kernel() -> None:
+    X, _, _ = points(LINE, 6)
+    zero = torch.zeros(6, 2, dtype=torch.float64)
+    inputs = Features(LINE)(X, zero, torch.zeros(6, dtype=torch.long))
+    shape = layout(LINE, across=False)
+    hyper = shape.hyper(random_theta(shape, 1, 3))
+    K = kernel(inputs, inputs, hyper, shape)[0]
+    r = 5**0.5 * (X - X.T).abs() / hyper.lengthscale[0, 0]
+    expected = hyper.amplitude[0] * (1 + r + r**2 / 3) * torch.exp(-r) + MEAN_VARIANCE
+    assert torch.allclose(K, expected, atol=1e-9)
+    assert float(matern(torch.zeros((), dtype=torch.float64))) == pytest.approx(1.0, abs=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------ posterior
+
+
+def test_the_posterior_equals_a_five_line_solve() -> None:
+    X, S, cell = points(RICH, 20)
+    shape, features = layout(RICH), Features(RICH)
+    theta = random_theta(shape, 2, 1)
+    hyper = shape.hyper(theta)
+    Y = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    train, test = features(X, S, cell), features(*points(RICH, 5, 9))
+    mean, variance = ScaleShiftGP.given(features, shape, theta, train, Y).posterior(test)
+    for k in range(2):
+        K, q, prior = (kernel(a, b, hyper, shape)[k] for a, b in ((train, train), (test, train), (test, test)))
+        inverse = torch.linalg.inv(K + (hyper.noise[k] + JITTER * hyper.amplitude[k]) * torch.eye(20))
+        assert torch.allclose(mean[k], q @ inverse @ Y[:, k], atol=1e-7)
+        assert torch.allclose(variance[k], (prior - q @ inverse @ q.T).diagonal(), atol=1e-7)
+
+
+def test_leave_one_out_equals_leaving_each_out() -> None:
+    X, S, cell = points(RICH, 10)
+    shape, features = layout(RICH), Features(RICH)
+    theta = random_theta(shape, 1, 2)
+    Y = torch.randn(10, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, variance = ScaleShiftGP.given(features, shape, theta, features(X, S, cell), Y).leave_one_out()
+    keep = torch.arange(10) != 4
+    rest = ScaleShiftGP.given(features, shape, theta, features(X[keep], S[keep], cell[keep]), Y[keep])
+    at, spread = rest.posterior(features(X[4:5], S[4:5], cell[4:5]))
+    noise = rest.hyper.noise[0] + JITTER * rest.hyper.amplitude[0]
+    assert float(mean[4, 0]) == pytest.approx(float(at), abs=1e-8)
+    assert float(variance[4, 0]) == pytest.approx(float(spread[0, 0] + noise), rel=1e-8)
+
+
+def test_believed_points_change_no_mean_and_shrink_the_variance() -> None:
+    model = composite.fit(dataset.from_history(history(RICH, two_losses, 24, WeightedSum({"a": 0.5, "b": 0.5}))))
+    target = RICH.fidelity.target
+    X, _, _ = points(RICH, 6, 3)
+    place = model.data.place(target)
+    believed = model.believe(X[:1], place[None])
+    before, after = model.value(X, target), believed.value(X, target)
+    assert torch.allclose(before[0], after[0], atol=1e-6)
+    assert (after[1] <= before[1] + 1e-9).all()
+    assert float(after[1][0]) < 0.5 * float(before[1][0])
+
+
+def test_mean_and_variance_of_the_sum_agree_with_sampling() -> None:
+    model = composite.fit(dataset.from_history(history(RICH, two_losses, 24, WeightedSum({"a": 0.7, "b": -0.4}))))
+    target = RICH.fidelity.target
+    X, _, _ = points(RICH, 4, 5)
+    mean, sd = model.value(X, target)
+    metric_mean, metric_variance = model.gp.posterior(model._inputs(X, target))
+    root = torch.linalg.cholesky(model.correlation)
+    draws = torch.randn(200_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ root.T
+    weight = model._weight(target)
+    for b in range(4):
+        sample = (metric_mean[:, b] + metric_variance[:, b].sqrt() * draws) @ weight
+        assert float(mean[b]) == pytest.approx(float(sample.mean()), abs=5 * float(sd[b]) / 400)
+        assert float(sd[b]) == pytest.approx(float(sample.std()), rel=0.02)
+
+
+def test_metrics_that_move_together_make_the_sum_less_certain() -> None:
+    rng = np.random.default_rng(0)
+
+    def noisy(x: Any, s: Any) -> dict[str, float]:
+        shared = 0.05 * rng.standard_normal()
+        return {"a": 2.0 + float(x[0]) + shared, "b": 3.0 + float(x[0]) + shared + 0.01 * rng.standard_normal()}
+
+    gp = composite.fit(dataset.from_history(history(LINE, noisy, 30, WeightedSum({"a": 0.5, "b": 0.5})))).gp
+    assert float(composite.correlation(gp)[0, 1]) > 0.6
+
+
+def test_gradients_of_the_acquisition_agree_with_differences() -> None:
+    model = composite.fit(dataset.from_history(history(RICH, two_losses, 24, WeightedSum({"a": 0.5, "b": 0.5}))))
+    target = RICH.fidelity.target
+    X = points(RICH, 3, 7)[0].requires_grad_()
+    best = model.value(model.data.X, target)[0].max().detach()
+    (gradient,) = torch.autograd.grad(log_ei(*model.value(X, target), best).sum(), X)
+    for i, column in enumerate(RICH.columns):
+        if column.kind != "choice":
+            step = torch.zeros_like(X)
+            step[:, i] = 1e-6
+            with torch.no_grad():
+                up, down = (log_ei(*model.value(X + sign * step, target), best) for sign in (1, -1))
+            assert torch.allclose(gradient[:, i], (up - down) / 2e-6, rtol=1e-3, atol=1e-5)
+
+
+def test_predictions_cover_what_is_measured() -> None:
+    rng = np.random.default_rng(1)
+
+    def noisy(x: Any, s: Any) -> dict[str, float]:
+        return {name: value + 0.003 * rng.standard_normal() for name, value in two_losses(x, s).items()}
+
+    objective = WeightedSum({"a": 0.5, "b": 0.5})
+    target = RICH.fidelity.target
+    train, test = history(RICH, noisy, 60, objective), history(RICH, noisy, 240, objective, seed=8)
+    model = composite.fit(dataset.from_history(train))
+    inside = []
+    for trial in test.trials:
+        if trial.scale == target:
+            expected = model.predict(torch.as_tensor(RICH.encode(trial.config)), target)
+            inside.append(expected.low <= objective.value(trial.metrics or {}) <= expected.high)
+    assert 0.8 <= np.mean(inside) <= 1.0
+
+
+# ------------------------------------------------------------------------------------------------------------ fit
+
+
+def test_a_fit_finds_how_the_optimum_drifts() -> None:
+    # The optimum moves by half an octave for every octave of parameters.
+    def drifting(x: Any, s: Any) -> dict[str, float]:
+        return {"loss": 2.0 + float((10 * x[0] - 5 - 0.5 * s[0]) ** 2) / 50}
+
+    gp = composite.fit(dataset.from_history(history(LINE, drifting, 36, Minimize("loss")))).gp
+    assert float(gp.hyper.drift[0, 0, 0]) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_fit_is_deterministic_and_a_warm_start_ends_no_worse() -> None:
+    data = dataset.from_history(history(RICH, two_losses, 24, WeightedSum({"a": 0.5, "b": 0.5})))
+    first, second = composite.fit(data), composite.fit(data)
+    assert torch.equal(first.gp.theta, second.gp.theta)
+    warm = composite.fit(data, scale_shift.memory(first.gp))
+    cold_value, warm_value = (
+        scale_shift.log_posterior(gp.theta, gp.inputs, data.Y, gp.layout).sum() for gp in (first.gp, warm.gp)
+    )
+    assert float(warm_value) >= float(cold_value) - 1e-3
+
+
+def test_a_memory_of_another_shape_is_used_where_it_fits() -> None:
+    shape = layout(RICH)
+    vector = shape.vector({"noise": [-3.0], "lengthscale": [1.0], "drift": [float("nan")] * 4})
+    names = shape.names(vector)
+    assert names["noise"] == [-3.0]
+    assert names["lengthscale"] == [round(float(np.log(0.5 * shape.stretch)), 6)] * shape.G
+
+
+def test_a_covariance_that_cannot_be_factorised_is_an_error_with_a_reason() -> None:
+    broken = -torch.eye(3, dtype=torch.float64)[None]
+    with pytest.raises(NumericalError, match="3 runs stayed singular"):
+        scale_shift.cholesky(broken, torch.ones(1, dtype=torch.float64))
+
+
+def test_inputs_join_end_to_end() -> None:
+    inputs = Features(LINE)(*points(LINE, 3))
+    assert isinstance(inputs.join(inputs), Inputs)
+    assert len(inputs.join(inputs)) == 6

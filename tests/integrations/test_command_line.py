@@ -1,0 +1,209 @@
+"""The command `windtunnel`, as a person meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bo import Study
+from integrations.command_line import main
+
+FILE = """
+import argparse, time
+from bo import Minimize
+from search_spaces import Fidelity, Mixture, Real, Schedule, Space
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--slow", type=float, default=0.0)
+slow = parser.parse_args().slow
+
+space = Space(
+    lr=Real(1e-4, 1e-1, log=True),
+    data=Mixture("code", "prose"),
+    schedule=Schedule("cosine", "linear"),
+    fidelity=Fidelity(params={"small": 1e5, "large": 1e6}, tokens=(1e5, 1e6),
+                      target={"params": "large", "tokens": 1e6}),
+)
+objective = Minimize("loss")
+baseline = {"lr": 1e-2, "data": {"code": 0.5, "prose": 0.5}, "schedule": {"family": "cosine"}}
+n_trials = 6
+
+def train(trial):
+    import math
+    loss = 2.0 + (math.log10(trial.config["lr"]) + 2.5) ** 2 + trial.config["data"]["code"] / 10
+    for step in range(4):
+        trial.report(step, {"loss": loss + 1.0})
+        time.sleep(slow)
+    print("trained", trial.id)
+    return {"loss": loss}
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "job.py"
+    path.write_text(FILE)
+    return path
+
+
+def windtunnel(*words):
+    return main(["run", "job.py", "--executor", "in-process", "--policy", "sobol", *words])
+
+
+def test_a_run_shows_each_result_and_sums_up(file, capsys):
+    assert windtunnel() == 0
+
+    out = capsys.readouterr().out
+    assert "A new study in studies/job." in out
+    assert out.count("loss ") >= 0
+    assert "enqueued" in out
+    assert "The limits are reached." in out
+    assert "== studies/job ===" in out
+    assert "lr " in out
+    assert "better than your recipe" in out
+    assert "windtunnel resume studies/job --trials 9" in out
+    study = Study.open("studies/job")
+    assert [t.status for t in study.trials] == ["finished"] * 6
+    assert study.trials[0].source == "enqueued"
+    assert (study.folder / "runs.jsonl").read_text().count("\n") == 1
+
+
+def test_running_again_goes_on_and_resume_extends(file, capsys):
+    windtunnel("--trials", "2")
+    assert windtunnel("--trials", "3") == 0
+    assert "Going on with studies/job, which has 2 trials." in capsys.readouterr().out
+    assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "4"]) == 0
+    assert len(Study.open("studies/job").trials) == 4
+
+
+def test_arguments_after_two_dashes_reach_the_file(file):
+    windtunnel("--trials", "1", "--", "--slow", "0.001")
+    assert Study.open("studies/job").training["args"] == ["--slow", "0.001"]
+
+
+def test_a_changed_file_stops_a_resume_and_names_the_difference(file, capsys):
+    windtunnel("--trials", "2")
+    file.write_text(FILE.replace("/ 10", "/ 20"))
+
+    assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "3"]) == 1
+
+    error = capsys.readouterr().err
+    assert "is not what the study was run with" in error
+    assert '+    loss = 2.0 + (math.log10(trial.config["lr"]) + 2.5) ** 2 + trial.config["data"]["code"] / 20' in error
+    assert "--accept-changes" in error
+    assert len(Study.open("studies/job").trials) == 2
+    assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "3", "--accept-changes"]) == 0
+    assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "4"]) == 0
+
+
+def test_a_changed_space_is_refused_by_the_name_of_what_differs(file, capsys):
+    windtunnel("--trials", "1")
+    file.write_text(FILE.replace("1e-1, log", "1.0, log"))
+    assert windtunnel("--trials", "2", "--accept-changes") == 1
+    assert "lr.high was 0.1 and is 1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "absent.py"], "absent.py"),
+        (["run", "job.py", "--executor", "pool", "--ray", "auto"], "--ray auto needs --executor ray, got pool"),
+        (["run", "job.py", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (["run", "job.py", "--executor", "in-process", "--workers", "2"], "in-process runs one trial at a time"),
+        (["run", "job.py", "--executor", "in-process", "--trials", "0"], "n_trials must be a whole number"),
+        (["resume", "nowhere"], "nowhere holds no study"),
+        (["status", "nowhere"], "nowhere holds no study"),
+        (["stop", "nowhere"], "nowhere holds no study"),
+    ],
+)
+def test_wrong_words_get_one_sentence_and_status_1(file, capsys, words, message):
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("windtunnel: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_another_seed_or_policy_for_an_existing_study_is_refused(file, capsys):
+    windtunnel("--trials", "1")
+    assert windtunnel("--seed", "5") == 1
+    assert "was made with seed 0, not 5" in capsys.readouterr().err
+
+
+def test_status_best_and_stop_read_a_study_that_no_one_drives(file, capsys):
+    windtunnel()
+    capsys.readouterr()
+
+    assert main(["status", "studies/job"]) == 0
+    assert "6 of 6 trials (6 finished)" in capsys.readouterr().out
+    assert main(["best", "studies/job", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)
+    assert best["metrics"]["loss"] == Study.open("studies/job").best().metrics["loss"]
+    assert main(["best", "studies/job"]) == 0
+    assert "schedule" in capsys.readouterr().out
+    assert main(["stop", "studies/job"]) == 1
+    assert "has no driver now" in capsys.readouterr().err
+
+
+def test_a_training_function_that_always_raises_ends_with_its_error(file, capsys):
+    file.write_text(FILE.replace("    import math", "    raise OSError('no data')"))
+    assert windtunnel() == 1
+    error = capsys.readouterr().err
+    assert "The first 3 trials failed, the last with 'OSError: no data'" in error
+
+
+def start(*words):
+    """A driver in a process of its own, and its study's folder once three trials are there."""
+    command = [sys.executable, "-m", "integrations.command_line", "run", "job.py", *words]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    until(lambda: Path("studies/job/journal.jsonl").exists() and len(Study.open("studies/job").trials) >= 3)
+    return process
+
+
+def until(holds, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+POOL = ("--executor", "pool", "--workers", "2", "--policy", "sobol", "--trials", "500", "--", "--slow", "0.2")
+
+
+def test_another_terminal_sees_a_running_study_stops_a_trial_and_the_sweep(file, capsys):
+    with start(*POOL) as process:
+        assert main(["status", "studies/job"]) == 0
+        out = capsys.readouterr().out
+        assert f"driver  pid {process.pid} on" in out
+        assert "runs    trial" in out
+        running = Study.open("studies/job").running[-1].id
+        assert main(["stop", "studies/job", "--trial", str(running)]) == 0
+        until(lambda: Study.open("studies/job").trial(running).status == "stopped")
+        assert main(["run", "job.py", *POOL[:6], "--trials", "500", "--", "--slow", "0.2"]) == 1
+        assert f"in use by pid {process.pid}" in capsys.readouterr().err
+        assert main(["stop", "studies/job"]) == 0
+        assert process.wait(30) == 0
+        assert "Stopped on request." in process.stdout.read()
+    total = str(len(Study.open("studies/job").trials))
+    assert main(["resume", "studies/job", "--executor", "pool", "--trials", total]) == 0
+    assert Study.open("studies/job").running == ()
+
+
+@pytest.mark.parametrize("executor", ["pool", "in-process"])
+def test_ctrl_c_leaves_a_study_that_resumes(file, executor):
+    workers = POOL[2:4] if executor == "pool" else ()
+    with start("--executor", executor, *workers, *POOL[4:]) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        out = process.stdout.read()
+    assert "Interrupted; every result is safe. windtunnel resume studies/job goes on." in out
+    assert "Traceback" not in out
+    assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "5"]) == 0
+    assert Study.open("studies/job").running == ()
