@@ -60,21 +60,31 @@ RECIPES: Mapping[str, Recipe] = {
     "small": Recipe(
         context=64,
         batch=8,
-        shapes={"0.1M": Shape(56, 2, 4), "0.3M": Shape(88, 3, 4), "0.9M": Shape(128, 4, 4)},
-        tokens=(75e3, 150e3, 300e3),
+        shapes={
+            "0.03M": Shape(32, 1, 2),
+            "0.1M": Shape(56, 2, 4),
+            "0.3M": Shape(88, 3, 4),
+            "0.9M": Shape(128, 4, 4),
+        },
+        tokens=(40e3, 75e3, 150e3, 300e3),
     ),
     "full": Recipe(
         context=256,
         batch=16,
-        shapes={"0.3M": Shape(88, 3, 4), "1M": Shape(128, 5, 4), "3M": Shape(200, 6, 5)},
-        tokens=(1e6, 3e6, 1e7),
+        shapes={
+            "0.1M": Shape(56, 2, 4),
+            "0.3M": Shape(88, 3, 4),
+            "1M": Shape(128, 5, 4),
+            "3M": Shape(200, 6, 5),
+        },
+        tokens=(1e6, 2e6, 5e6, 1e7),
     ),
 }
 
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 WARMUP = 0.1  # of the steps; a default target run has about 590
 PARTS = 5  # of a run; each ends with a report, the last with the result, and a checkpoint
-WINDOWS = 256  # validation sequences a domain: 16 kB at the small scale
+WINDOWS = 128  # validation sequences a domain: 8 kB at the small scale
 REPORT_EVERY = 8  # a report on the way takes every eighth of them
 
 

@@ -155,24 +155,26 @@ def summary(study: Study) -> str:
 
 
 def _proxy_words(study: Study) -> list[str]:
-    """What the proxies cost, and how good the target runs were from the first one they led to."""
+    """What the proxies cost, and what they bought: how good the first target run after them was."""
     proxies = [t for t in study.trials if t.scale != study.top and t.source != "added"]
-    at_top = [t for t in study.trials if t.scale == study.top and t.source not in ("added", "enqueued")]
+    led_to = [t for t in study.trials if t.scale == study.top and t.source not in ("added", "enqueued")]
     if not proxies:
         return []
     cost = sum(trial.cost for trial in proxies)
     lines = [
-        f"Proxies: {len(proxies)} small runs cost {cost:.2f} target runs, less than one of them each "
-        f"({number(cost / len(proxies))} on average)."
+        f"Proxies: {len(proxies)} small runs cost {cost:.2f} target runs in all ({number(cost / len(proxies))} each)."
     ]
-    best = study.best()
-    first = next((t for t in at_top if t.status == "finished" and t.metrics), None)
-    if best and best.metrics and first and first.metrics:
-        gap = study.objective.value(first.metrics) - study.objective.value(best.metrics)
-        lines.append(
-            f"  the first target run they led to (trial {first.id}) came within {gap:.4f} of the best of "
-            f"{sum(t.told for t in at_top)}."
-        )
+    told = [(study.objective.value(t.metrics), t) for t in led_to if t.status == "finished" and t.metrics]
+    if told:
+        (value, first), (least, _) = told[0], min(told, key=lambda pair: pair[0])
+        words = f"  Without a random run, the first target run after them (trial {first.id}) gave "
+        words += f"{study.objective.shown(value):.4f}"
+        if (baseline := _baseline(study)) and baseline.status == "finished" and baseline.metrics:
+            ahead = study.objective.value(baseline.metrics) - value
+            words += f", {abs(ahead):.4f} {'better' if ahead > 0 else 'worse'} than your recipe"
+        if len(told) > 1:
+            words += f" and {value - least:.4f} from the best of {len(told)}"
+        lines.append(words + ".")
     return lines
 
 

@@ -90,7 +90,8 @@ class _Worker:
         self.trial: Trial | None = None
         self.connection, theirs = Pipe()
         with theirs:
-            start = START.format(path=sys.path, fd=theirs.fileno(), driver=os.getpid())
+            path = [place for place in sys.path if isinstance(place, str)]  # as the import system does
+            start = START.format(path=path, fd=theirs.fileno(), driver=os.getpid())
             self._process = subprocess.Popen(
                 [sys.executable, "-c", start],
                 stdin=subprocess.DEVNULL,

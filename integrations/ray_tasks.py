@@ -27,7 +27,7 @@ from bo.trial import Trial
 from integrations.shipping import pack, run_packed
 
 KINDS = ("num_cpus", "num_gpus", "memory", "accelerator_type", "resources")
-GRACE = 10.0  # seconds for killed workers to be gone
+GRACE = 10.0  # seconds for killed workers to be gone, and for a mailbox that was killed to come back
 REACH = 5.0  # seconds for a cluster's port to answer; Ray itself tries for minutes
 
 # How a trial is lost, in words that follow "lost by".
@@ -45,11 +45,11 @@ Resources = Mapping[str, Any] | Callable[[Trial], Mapping[str, Any]]
 class RayTasks:
     """An executor on Ray; on several machines the study's folder must lie on a file system that all of them share.
 
-    address: "auto", "host:port" or "ray://host:port" of a running cluster; None takes the Ray this process has already,
-    then RAY_ADDRESS, then starts a cluster on this machine that ends with the driver.
+    address: "auto", "host:port" or "ray://host:port" of a running cluster; None takes RAY_ADDRESS, or else starts a
+    cluster on this machine that ends with the driver. A process that is connected to Ray already stays with that.
     workers: trials at a time; by default as many as the resources allow.
     resources: what a trial takes by the names of Ray's task options (`KINDS`), or a function of the trial that says so;
-    by default one CPU, and one GPU where the cluster has any.
+    by default one CPU, and where the cluster has GPUs one of those, or an equal share when there are more workers.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class RayTasks:
         self._address, self._workers, self._resources = address, workers, resources
         self._owner = self._local = False  # whether we connected this process to Ray, and whether we started that Ray
         self._environment = contextlib.ExitStack()
+        self._mailbox: Any = None
+        self._packed: Any = None
         self._tasks: dict[Any, tuple[Trial, dict[str, float]]] = {}  # by the reference to its end; with its needs
 
     def open(self, train: Train, folder: Path) -> None:
@@ -69,21 +71,26 @@ class RayTasks:
         if not ray.is_initialized():
             self._connect()
         if self._resources is None:
-            self._resources = {"num_cpus": 1, "num_gpus": 1} if "GPU" in _total(_nodes()) else {"num_cpus": 1}
+            self._resources = _by_default(_present().get("GPU", 0.0), self._workers or 1)
         self._typical = {"CPU": 1.0} if callable(self._resources) else _needs(self._resources)
         self._folder = str(folder)
         self._packed = ray.put(packed)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        mailbox: Any = ray.remote(_Mailbox)
+        actor: Any = ray.remote(_Mailbox)
         forever = {"max_restarts": -1, "max_task_retries": -1}
-        self._mailbox = mailbox.options(num_cpus=0, scheduling_strategy=here, **forever).remote()
+        self._mailbox = actor.options(num_cpus=0, scheduling_strategy=here, **forever).remote()
         self._reports = self._mailbox.collect.remote()
+        if self._owner and not self._local:
+            try:  # a cluster with another RAY_AUTH_MODE may fail no earlier than here
+                ray.get(self._mailbox.wake.remote())
+            except exceptions.RayError as error:
+                raise _unusable(self._address or os.environ["RAY_ADDRESS"], error) from error
 
     def capacity(self) -> int:
         if self._workers is not None:
             return self._workers - len(self._tasks)
         # Where trials differ the next one is taken to be like the last, so that at most one waits in Ray's queue.
-        free = _total(_nodes())
+        free = _present()
         for _, needs in self._tasks.values():
             for kind, amount in needs.items():
                 free[kind] = free.get(kind, 0.0) - amount
@@ -95,7 +102,8 @@ class RayTasks:
         assert options is not None
         self._typical = needs = _needs(_check(options))
         if self._local:  # elsewhere a node that fits may be started for it
-            has = {kind: _total(_nodes()).get(kind, 0.0) for kind in needs}
+            present = _present()
+            has = {kind: present.get(kind, 0.0) for kind in needs}
             if any(amount > has[kind] for kind, amount in needs.items()):
                 raise ValueError(
                     f"Trial {trial.id} needs {needs}, and this machine has {has}; ask for less in `resources`, or use "
@@ -115,10 +123,11 @@ class RayTasks:
         ended = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)[0] if self._tasks else []
         if ended:
             self._mailbox.wake.remote()  # a trial's reports were in the mailbox before its end
-        reports = ray.get(self._reports)
-        self._reports = self._mailbox.collect.remote()
-        for report in reports:
-            deliver(report)
+        if ray.wait([self._reports], timeout=GRACE if ended else 0)[0]:
+            reports = ray.get(self._reports)
+            self._reports = self._mailbox.collect.remote()
+            for report in reports:
+                deliver(report)
         for task in ended:
             trial, _ = self._tasks.pop(task)
             deliver(_end(trial, task))
@@ -129,13 +138,13 @@ class RayTasks:
 
     def close(self) -> None:
         tasks, self._tasks = list(self._tasks), {}
-        if ray.is_initialized() and hasattr(self, "_mailbox"):
+        if self._mailbox is not None and ray.is_initialized():
             for task in tasks:
                 ray.cancel(task, force=True)
             last = [*tasks, self._reports, self._mailbox.wake.remote()]  # Ray would complain of calls left waiting
             ray.wait(last, num_returns=len(last), timeout=GRACE)
             ray.kill(self._mailbox)
-            del self._mailbox, self._packed, self._reports
+        self._mailbox = self._reports = self._packed = None
         if self._owner:
             ray.shutdown()
             self._owner = self._local = False
@@ -154,14 +163,7 @@ class RayTasks:
         try:
             ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, ImportError, exceptions.RayError) as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            if address == "local":
-                raise ConnectionError(f"Ray did not start on this machine: {reason}.") from error
-            mode = os.environ.get("RAY_AUTH_MODE", "not set")
-            raise ConnectionError(
-                f"Ray at {address} cannot be used: {reason}; RAY_AUTH_MODE is {mode} here, and it and the token must be "
-                "the same on every node and in this shell."
-            ) from error
+            raise _unusable(address, error) from error
         self._owner, self._local = True, address == "local"
 
 
@@ -229,13 +231,14 @@ def _needs(resources: Mapping[str, Any]) -> dict[str, float]:
     return {kind: float(n) for kind, n in {**named, **resources.get("resources", {})}.items() if n is not None}
 
 
-def _nodes() -> list[dict[str, float]]:
-    """The resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+def _by_default(gpus: float, workers: int) -> dict[str, float]:
+    """What a trial takes where nobody says so: all workers find room, as few as possible of them on one GPU."""
+    return {"num_cpus": 1, "num_gpus": 1 / math.ceil(workers / gpus)} if gpus else {"num_cpus": 1}
 
 
-def _total(nodes: list[dict[str, float]]) -> dict[str, float]:
-    return {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in {kind for node in nodes for kind in node}}
+def _present() -> dict[str, float]:
+    """What the cluster has now, free or not."""
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
 def _knock(address: str) -> None:
@@ -247,6 +250,17 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=REACH).close()
     except OSError as error:
         raise ConnectionError(f"Nothing answers at {address} ({error}); is Ray running there?") from error
+
+
+def _unusable(address: str, error: Exception) -> ConnectionError:
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    if address == "local":
+        return ConnectionError(f"Ray did not start on this machine: {reason}.")
+    mode = os.environ.get("RAY_AUTH_MODE", "not set")
+    return ConnectionError(
+        f"Ray at {address} cannot be used: {reason}; RAY_AUTH_MODE is {mode} here, and it and the token must be the "
+        "same on every node and in this shell."
+    )
 
 
 @contextlib.contextmanager

@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from bo.dataset import Dataset
 from bo.surrogates import scale_shift
-from bo.surrogates.features import Features
+from bo.surrogates.features import Features, Inputs
 from bo.surrogates.scale_shift import ScaleShiftGP
 from search_spaces import Scale
 
 #: Runs' worth of belief that residuals of different metrics are uncorrelated.
 PRIOR_RUNS = 4.0
-#: 95% quantile of the standard normal distribution: two-sided 90% intervals.
+#: 95% quantile of the standard normal distribution: its two-sided 90% interval.
 Z90 = 1.6448536269514722
 
 
@@ -60,10 +61,13 @@ class Composite:
         # Beyond the cap the map back to user units is not affine; its slope at the mean serves for the interval.
         metrics, slope = outcome.backward(mean[:, 0], level)
         noisy = self._variance(outcome.weight * slope, variance + self.gp.hyper.noise[:, None])[0]
+        # Hyperparameters are a point estimate; Student's t stands in for what a few runs leave open about them.
+        here = int((self.data.at(scale) & ~self.data.diverged).sum())
+        within = float(stdtrit(here + 2, 0.95)) ** 2 * noisy
         # Levels of a scale that was never run are guesses that fail together: their deviations add up.
-        spread = float((noisy + (outcome.weight @ level.sd).square()).sqrt())
+        half = float((within + (Z90 * (outcome.weight @ level.sd)).square()).sqrt())
         centre = float(outcome.weight @ metrics)
-        return Prediction(centre, centre - Z90 * spread, centre + Z90 * spread)
+        return Prediction(centre, centre - half, centre + half)
 
     def believe(self, X: Tensor, S: Tensor) -> Composite:
         """Conditioned on its own mean at r x d encoded points and their r x m places: pending runs."""
@@ -83,7 +87,7 @@ class Composite:
         sd = weight[:, None] * variance.sqrt()
         return ((self.correlation @ sd) * sd).sum(0).clamp_min(1e-300)
 
-    def _inputs(self, X: Tensor, scale: Scale) -> scale_shift.Inputs:
+    def _inputs(self, X: Tensor, scale: Scale) -> Inputs:
         place = self.data.place(scale)
         cell = torch.full((len(X),), self._cell(place), dtype=torch.long)
         return self.gp.features(X, place.expand(len(X), -1), cell)

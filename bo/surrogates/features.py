@@ -106,8 +106,11 @@ class Features:
             root = cube_roots(X[:, list(columns)], floors)
             parts.append(torch.where(active[:, list(columns)], root, len(columns) ** (-1 / 3)))
         on = active[:, list(self.numeric)].to(torch.float64)  # n x J
-        places, which = torch.unique(on[:, :, None] * S[:, None, :], dim=0, return_inverse=True)
-        membership = torch.nn.functional.one_hot(which, len(places)).to(torch.float64)
+        # A column of zeros, since rows without any entry could not be told apart or found equal.
+        rows, which = torch.unique(torch.cat([on.new_zeros(len(X), 1), on, S], dim=-1), dim=0, return_inverse=True)
+        J = len(self.numeric)
+        places = rows[:, 1 : 1 + J, None] * rows[:, None, 1 + J :]
+        membership = torch.nn.functional.one_hot(which, len(rows)).to(torch.float64)
         return Inputs(torch.cat(parts, dim=-1), places, membership, cell)
 
 

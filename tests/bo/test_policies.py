@@ -101,8 +101,8 @@ def drifting(config: Mapping[str, Any], scale: Scale, id: int) -> dict[str, floa
     ids=["random", "over 15 decades", "all diverged", "every other diverged", "constant", "huge", "huge and negative"],
 )
 def test_a_policy_survives_any_results(name: str, measure: Measure) -> None:
-    history, proposals = run(policies()[name], RICH, Minimize("loss"), measure, Limits(n_trials=24))
-    assert len(history.trials) == 24
+    history, proposals = run(policies()[name], RICH, Minimize("loss"), measure, Limits(n_trials=20))
+    assert len(history.trials) == 20
     for proposal in proposals:
         assert proposal.note is None or measure(proposal.config, proposal.scale, 1) is None
         if proposal.predicted:

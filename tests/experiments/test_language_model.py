@@ -91,7 +91,7 @@ def test_parameters_are_counted_as_the_model_has_them_and_fit_their_labels(load:
 def test_the_baseline_is_in_the_space_and_the_target_is_the_largest_rung(load: Load, scale: str) -> None:
     job = load("--scale", scale)
     assert job.space.validate(job.baseline)["schedule"] == Cosine(warmup=job.WARMUP)
-    assert len(job.space.fidelity.cells()) == 9
+    assert len(job.space.fidelity.cells()) == 16
     assert job.space.fidelity.relative_cost(job.space.fidelity.target) == 1
     assert job.space.fidelity.target.label("params") == list(job.RECIPE.shapes)[-1]
 

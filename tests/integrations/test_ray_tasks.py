@@ -12,7 +12,7 @@ import ray
 
 from bo import Trial
 from bo.ports import Reported, Returned
-from integrations.ray_tasks import RayTasks
+from integrations.ray_tasks import RayTasks, _by_default
 from search_spaces import Scale
 
 SECONDS = 60.0
@@ -174,6 +174,12 @@ def test_capacity_is_what_the_resources_allow(opened):
     assert opened(lambda trial: {}, workers=3).capacity() == 3
 
 
+@pytest.mark.parametrize(("gpus", "workers", "share"), [(8, 1, 1.0), (8, 8, 1.0), (1, 4, 1 / 4), (8, 12, 1 / 2)])
+def test_workers_share_the_gpus_evenly(gpus, workers, share):
+    assert _by_default(gpus, workers) == {"num_cpus": 1, "num_gpus": share}
+    assert gpus * int(1 / share) >= workers
+
+
 def test_at_most_one_trial_waits_in_rays_queue(opened):
     executor = opened(lambda trial: time.sleep(SECONDS), resources=lambda trial: {"num_cpus": 3})
     executor.submit(trial(0))
@@ -229,3 +235,55 @@ def test_an_address_that_is_none_is_named():
     words = elsewhere(code).splitlines()[-1]
     assert words.startswith("ConnectionError: Ray at nonsense cannot be used: ")
     assert "RAY_AUTH_MODE" in words
+
+
+@pytest.mark.slow
+def test_a_trial_goes_on_elsewhere_when_its_node_dies(tmp_path):
+    code = f"""
+import os, time
+from pathlib import Path
+os.environ["RAY_AUTH_MODE"] = "disabled"
+from ray.cluster_utils import Cluster
+from bo import Trial
+from bo.ports import Lost, Reported, Returned
+from integrations.ray_tasks import RayTasks
+from search_spaces import Scale
+
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0}})
+nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+
+def train(trial):
+    first = (trial.load() or {{"step": 0}})["step"]
+    for step in range(first, 40):
+        trial.save({{"step": step}})
+        trial.report(step, {{"loss": 1.0}})
+        time.sleep(0.2)
+    return {{"first": first}}
+
+executor, said = RayTasks(cluster.address), []
+executor.open(train, Path({str(tmp_path)!r}))
+trials = [Trial(id=id, config={{}}, scale=Scale(), seed=0, source="sobol") for id in range(2)]
+for trial in trials:
+    executor.submit(trial)
+assert executor.capacity() == 0
+
+def deliver(message):
+    said.append(message)
+    if isinstance(message, Lost):
+        executor.submit(Trial(id=message.trial, config={{}}, scale=Scale(), seed=0, source="sobol", attempt=2))
+    elif isinstance(message, Returned):
+        print("returned", message.trial, "attempt", message.attempt, "from a checkpoint", message.metrics["first"] > 0)
+
+while sum(isinstance(message, Returned) for message in said) < 2:
+    executor.wait(deliver, 0.25)
+    if len(said) > 20 and nodes:
+        cluster.remove_node(nodes.pop(0), allow_graceful=False)
+        nodes.clear()
+executor.close()
+cluster.shutdown()
+print("causes", {{message.cause for message in said if isinstance(message, Lost)}})
+"""
+    words = elsewhere(code)
+    assert "attempt 1 from a checkpoint False" in words
+    assert "attempt 2 from a checkpoint True" in words
+    assert "causes {'the death of its node'}" in words
