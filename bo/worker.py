@@ -97,7 +97,7 @@ def execute(
     log: bool,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Message:
-    """Run one trial and turn whatever happens into its final message; only KeyboardInterrupt and SystemExit pass.
+    """Run one trial and turn whatever happens into its final message; only KeyboardInterrupt passes.
 
     folder: the trial's own, made here. send: hands over a report and says whether the run is to end.
     log: whether what the run prints goes to `folder/log.txt` instead of the terminal. clock: seconds, for the run time.
@@ -110,7 +110,7 @@ def execute(
         return Returned(trial.id, trial.attempt, numbers(result, "The training function"), clock() - start)
     except StopTrial:
         return Stopped(trial.id, trial.attempt, clock() - start)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if isinstance(error, Diverged):

@@ -68,15 +68,18 @@ def test_one_that_raises_is_failed_with_its_traceback_and_the_others_go_on(study
             return {"los": 1.0}
         if trial.id == 5:
             return 3.0
+        if trial.id == 6:
+            raise SystemExit(2)
         return bowl(trial)
 
-    run(study, train, n_trials=7)
+    run(study, train, n_trials=8)
 
     assert [t.status for t in study.trials] == [
         "finished",
         "failed",
         "diverged",
         "diverged",
+        "failed",
         "failed",
         "failed",
         "finished",
@@ -86,6 +89,7 @@ def test_one_that_raises_is_failed_with_its_traceback_and_the_others_go_on(study
     assert study.trial(2).error == "loss 9.1 is above its start 5.5"
     assert "no metric ['loss']" in study.trial(4).error
     assert "dictionary of named numbers, got float" in study.trial(5).error
+    assert study.trial(6).error == "SystemExit: 2"
 
 
 def test_a_training_function_that_always_fails_ends_the_run_with_its_error(study):

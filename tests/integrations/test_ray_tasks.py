@@ -115,7 +115,7 @@ def test_ctrl_c_is_clean(tmp_path, pid_in, ended):
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to everything that the driver has started too
     output, _ = driver.communicate(timeout=SECONDS)
 
-    assert output.count("Traceback") == 1
+    assert output.count("KeyboardInterrupt") == 1  # of the driver; workers and Ray say nothing
     assert output.rstrip().endswith("KeyboardInterrupt")
     for pid in pids:
         ended(pid, seconds=20.0)
