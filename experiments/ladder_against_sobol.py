@@ -28,7 +28,7 @@ from integrations.in_process import InProcess
 from integrations.training_file import TrainingFile
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the budget
-ARMS = {"ladder": 1.0, "sobol": 1.5}  # and what it may spend, in budgets
+ARMS = {"ladder": 1.0, "sobol": 1.25}  # and what it may spend, in budgets
 JOB = Path(__file__).parent / "language_model.py"
 RESULTS = Path(__file__).parent / "results" / "ladder_against_sobol.json"
 

@@ -16,9 +16,9 @@ def number(value: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """A count in thousands, millions, billions: 75k, 0.9M, 1.2B."""
+    """A count in thousands, millions, billions: 75k, 1.2M, 20B."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.1 * size and value >= 1e3:
+        if value >= size:
             return f"{value / size:.3g}{unit}"
     return number(value)
 

@@ -47,7 +47,8 @@ class Ladder:
                 return initial(
                     history, n, rng, note="No two runs have finished, so there is nothing to fit a model to."
                 )
-            return posterior.propose(history, n, rng, "ladder/target")
+            first = count(history, "ladder/target") == 0
+            return posterior.propose(history, n, rng, "ladder/target", greedy=first)
 
     def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
         with reproducible(rng):

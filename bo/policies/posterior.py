@@ -24,12 +24,15 @@ from search_spaces import Scale
 ENOUGH_ALONE = 6
 
 
-def propose(history: History, n: int, rng: np.random.Generator, source: str) -> tuple[Proposal, ...]:
+def propose(
+    history: History, n: int, rng: np.random.Generator, source: str, greedy: bool = False
+) -> tuple[Proposal, ...]:
     """Up to `n` runs at the top scale: log-EI on the posterior over all scales, one after the other.
 
     While nothing was run at the top scale, the first is the minimiser of the posterior mean: a random run there costs
-    as much and tells less. Later ones improve on the best posterior mean over the runs told or running there; each
-    proposal, and each run without a result, is believed to come out as the posterior mean has it.
+    as much and tells less. `greedy` asks for it where something was run, a recipe of the user's say. Later ones improve
+    on the best posterior mean over the runs told or running there; each proposal, and each run without a result, is
+    believed to come out as the posterior mean has it.
     """
     at = top(history.space)
     n = affordable(history, [at] * n)
@@ -42,8 +45,9 @@ def propose(history: History, n: int, rng: np.random.Generator, source: str) -> 
         memory = {"sequence": sequence_seed(history, rng), "model": fitted}
         taken, running = data.taken(at), data.started(at)
         proposals: list[Proposal] = []
-        for _ in range(n):
-            found = maximise(criterion(believed, at, running), data.space, leaders(believed, at), taken, rng)
+        for i in range(n):
+            over = running[:0] if greedy and i == 0 else running
+            found = maximise(criterion(believed, at, over), data.space, leaders(believed, at), taken, rng)
             note = None if found.new else "Every configuration of the space has been tried; this one is run again."
             proposals.append(
                 Proposal(data.space.decode(found.x), at, source, predicted(believed, found.x, at), memory, note)

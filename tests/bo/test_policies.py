@@ -101,8 +101,8 @@ def drifting(config: Mapping[str, Any], scale: Scale, id: int) -> dict[str, floa
     ids=["random", "over 15 decades", "all diverged", "every other diverged", "constant", "huge", "huge and negative"],
 )
 def test_a_policy_survives_any_results(name: str, measure: Measure) -> None:
-    history, proposals = run(policies()[name], RICH, Minimize("loss"), measure, Limits(n_trials=20))
-    assert len(history.trials) == 20
+    history, proposals = run(policies()[name], RICH, Minimize("loss"), measure, Limits(n_trials=16))
+    assert len(history.trials) == 16
     for proposal in proposals:
         assert proposal.note is None or measure(proposal.config, proposal.scale, 1) is None
         if proposal.predicted:
@@ -145,7 +145,7 @@ def test_limits_are_never_overrun_and_what_is_allowed_is_used(name: str, limits:
 
 @pytest.mark.parametrize("name", ["bayes", "ladder"])
 def test_eight_pending_proposals_are_eight_different_ones(name: str) -> None:
-    history, _ = run(policies()[name], DRIFT, Minimize("loss"), drifting, Limits(n_trials=28))
+    history, _ = run(policies()[name], DRIFT, Minimize("loss"), drifting, Limits(n_trials=24))
     history = replace(history, limits=Limits())
     for step in range(8):  # asked for one by one, as workers become free
         (proposal,) = policies()[name].propose(history, 1, np.random.default_rng(step))
@@ -323,6 +323,20 @@ def test_the_first_target_run_after_proxies_beats_random_ones_where_the_optimum_
         drawn = DRIFT.sample(np.random.default_rng(100 + seed), 5)
         wins += first < min(drifting(config, target, id)["loss"] for id, config in enumerate(drawn))
     assert wins >= 5  # of 6, against the best of five random runs each: P(by chance) = 0.0007
+
+
+def test_the_first_target_run_is_the_posteriors_best_point_beside_a_recipe_of_the_users_too() -> None:
+    recipe = Proposal({"lr": 0.5, "b": 2.0}, SCALES.target, "enqueued")
+    history = told(History(DRIFT, Minimize("loss"), (), Limits(budget=3.5)), recipe, drifting)
+    history, proposals = run(Ladder(), DRIFT, Minimize("loss"), drifting, history.limits, trials=history.trials)
+    first = next(i for i, proposal in enumerate(proposals) if proposal.source == "ladder/target")
+    before = replace(history, trials=history.trials[: first + 1], memory=proposals[first - 1].memory)
+
+    best = Ladder().recommend(before, SCALES.target, np.random.default_rng(0))
+
+    assert proposals[first].predicted is not None
+    assert best.mean is not None
+    assert proposals[first].predicted["mean"] == pytest.approx(best.mean, rel=1e-3)
 
 
 def test_a_recommendation_follows_the_drift_beyond_the_scales_that_were_run() -> None:
