@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import os
+import secrets
 import sys
 import warnings
 import zipfile
@@ -34,7 +35,7 @@ def save(folder: Path, state: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     number = max((_number(path) for path in _files(folder)), default=0) + 1
     path = folder / f"checkpoint-{number:06d}.zip"
-    partial = folder / f".{path.name}.{os.getpid()}"
+    partial = folder / f".{path.name}.{secrets.token_hex(4)}"  # an orphan of a killed driver may still write
     try:
         with open(partial, "wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -52,7 +53,7 @@ def save(folder: Path, state: Any) -> Path:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(folder)
+    sync_folder(folder)
     for old in sorted(_files(folder), key=_number)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
@@ -149,7 +150,8 @@ def _number(path: Path) -> int:
     return int(path.stem.removeprefix("checkpoint-"))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the folder's own entries (a file just made or renamed) durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -156,9 +156,11 @@ class Dataset:
         return torch.cat([self.X[self.at(scale)], self.X_pending[same & self.running]])
 
     def rows(self, keep: Tensor) -> Dataset:
-        """The same transform and pending runs, with only the told runs of a mask (n)."""
+        """The same transform, with the told runs of a mask (n) and only the open runs at their scales."""
         told = {name: getattr(self, name)[keep] for name in ("X", "S", "cell", "Y", "diverged")}
-        return replace(self, **told)
+        same = ((self.S_pending[:, None] - told["S"][None]).abs().sum(-1) < 1e-9).any(-1)
+        waiting = {name: getattr(self, name)[same] for name in ("X_pending", "S_pending", "running")}
+        return replace(self, **told, **waiting)
 
 
 def places(space: Space, scales: Sequence[Scale]) -> np.ndarray:

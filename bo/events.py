@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "finished": ("trial", "metrics", "seconds?"),
     "diverged": ("trial", "error", "metrics?", "seconds?"),
     "stopped": ("trial", "seconds?"),
-    "failed": ("trial", "error", "traceback?"),
+    "failed": ("trial", "error", "traceback?", "seconds?"),
     "added": ("trial", "config", "scale", "metrics", "diverged?"),
 }
 
@@ -42,8 +42,11 @@ def event(kind: str, /, **members: Any) -> Event:
 
 
 def to_line(n: int, at: float, happened: Event) -> bytes:
-    """Line `n` of a journal, with its newline. Raises ValueError for a bare NaN: see `metrics_to_json`."""
-    body = json.dumps({"n": n, "at": at, **happened}, separators=(",", ":"), allow_nan=False)[:-1].encode()
+    """Line `n` of a journal, with its newline. Raises ValueError for what JSON cannot hold, a bare NaN too."""
+    try:
+        body = json.dumps({"n": n, "at": at, **happened}, separators=(",", ":"), allow_nan=False)[:-1].encode()
+    except TypeError as error:
+        raise ValueError(f"An event {happened['kind']!r} holds what JSON cannot: {error}.") from error
     return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
 

@@ -13,14 +13,18 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from bo.checkpoint import sync_folder
 from bo.events import Event, from_line, to_line
 
 NAME: Final = "journal.jsonl"
 LOCK: Final = "lock"
+GLANCES: Final = 10
+REMOTE: Final = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")  # their locks may not reach other machines
 log = logging.getLogger("windtunnel")
 
 
@@ -49,12 +53,11 @@ class Journal:
         One write and one fsync for all. Raises StudyInUse when another process is the writer, JournalError when the
         disk refuses; then nothing was appended, and a later append may succeed.
         """
-        if self._file is None:
-            self._become_writer()
+        self.lock()
         assert self._file is not None
         first = self.length + 1
         lines = [to_line(first + i, self.clock(), happened) for i, happened in enumerate(events)]
-        data = b"".join(lines)
+        fresh, data = [from_line(line) for line in lines], b"".join(lines)
         try:
             os.ftruncate(self._file, self._end)  # what an earlier refused write may have left
             written = 0
@@ -68,9 +71,11 @@ class Journal:
                 f"{self.folder / NAME} cannot be written ({error.strerror}); what it holds so far is safe. Free "
                 "space or mend the folder's permissions, then resume the study."
             ) from error
-        self._end += len(data)
-        self.length += len(lines)
-        return [from_line(line) for line in lines]
+        except BaseException:  # Ctrl-C between the write and what is remembered of it: the file has to be read again
+            self.close()
+            raise
+        self._end, self.length = self._end + len(data), self.length + len(lines)
+        return fresh
 
     def close(self) -> None:
         """Let go of the file and the lock; the next append takes them again."""
@@ -79,23 +84,27 @@ class Journal:
                 os.close(descriptor)
         self._file = self._lock = None
 
-    def _become_writer(self) -> None:
+    def lock(self) -> None:
+        """Become the one writer, if this process is not yet. Raises StudyInUse or JournalError, and then it is not."""
+        if self._file is not None:
+            return
         try:
             self._lock = take_lock(self.folder)
+            events, self._end = read(self.folder / NAME)
+            if len(events) != self.length:
+                raise StudyInUse(f"{self.folder} was changed by another process since it was opened; open it again.")
             self._file = os.open(self.folder / NAME, os.O_RDWR | os.O_CREAT, 0o600)
+            if torn := os.fstat(self._file).st_size - self._end:
+                log.warning("%s ended in a torn line of %d bytes, which is dropped.", self.folder / NAME, torn)
+            sync_folder(self.folder)
         except OSError as error:
             self.close()
             raise JournalError(
                 f"{self.folder} cannot be written ({error.strerror}); choose a folder you own."
             ) from error
-        events, self._end = read(self.folder / NAME)
-        if len(events) != self.length:
+        except BaseException:
             self.close()
-            raise StudyInUse(f"{self.folder} was changed by another process since it was opened; open it again.")
-        torn = os.fstat(self._file).st_size - self._end
-        if torn:
-            log.warning("%s ended in a torn line of %d bytes, which is dropped.", self.folder / NAME, torn)
-        sync_folder(self.folder)
+            raise
 
 
 def read(path: Path) -> tuple[list[Event], int]:
@@ -111,7 +120,8 @@ def read(path: Path) -> tuple[list[Event], int]:
         raise JournalError(f"{path} cannot be read ({error.strerror}).") from error
     events: list[Event] = []
     end = 0
-    lines = data.splitlines(keepends=True)
+    *whole, rest = data.split(b"\n")  # not splitlines, which takes a damaged byte for the end of a line, too
+    lines = [line + b"\n" for line in whole] + [rest] * bool(rest)
     for number, line in enumerate(lines, start=1):
         try:
             happened = from_line(line)
@@ -136,28 +146,48 @@ def take_lock(folder: Path) -> int:
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        _lock(descriptor, folder)
+        if not _excludes(folder / LOCK) or _mounted_as(folder) in REMOTE:
+            log.warning("%s may be on a file system whose locks do not exclude; never start two drivers on it.", folder)
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time_ns()}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(who).encode(), 0)
+    except BaseException:
         os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise StudyInUse(f"{folder} is in use by {holder(folder)}; one study has one driver.") from error
-        raise JournalError(
-            f"{folder} is on a file system without working locks ({error.strerror}), so two drivers could write one "
-            "study; choose a local folder."
-        ) from error
-    if not _excludes(folder / LOCK):
-        log.warning("%s is on a file system whose locks do not exclude (NFS?); never start two drivers on it.", folder)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        raise
     return descriptor
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    for glance in range(GLANCES + 1):  # a reader that looks whether there is a driver holds the lock for a moment
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise JournalError(
+                    f"{folder} is on a file system without working locks ({error.strerror}), so two drivers could "
+                    "write one study; choose a local folder."
+                ) from error
+            if glance == GLANCES:
+                raise StudyInUse(f"{folder} is in use by {holder(folder)}; one study has one driver.") from error
+            time.sleep(0.02)
+
+
+def driver(folder: Path) -> str:
+    """What the present or last driver of `folder` wrote into the lock: it tells one driver from the next."""
+    try:
+        return (folder / LOCK).read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def holder(folder: Path) -> str:
     """Who holds the lock of `folder`, in words."""
     try:
-        who = json.loads((folder / LOCK).read_text())
+        who = json.loads(driver(folder))
         return f"pid {who['pid']} on {who['host']}"
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return "another process"
 
 
@@ -187,10 +217,12 @@ def _excludes(path: Path) -> bool:
     return False
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries (a file just created or renamed) durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _mounted_as(folder: Path) -> str:
+    """The type of the file system under `folder`, where the system tells (Linux)."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    place = folder.resolve()
+    over = [(len(where), kind) for _, where, kind, *_ in mounts if place.is_relative_to(where)]
+    return max(over, default=(0, ""))[1]

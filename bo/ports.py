@@ -6,9 +6,10 @@ to say comes back as one of five messages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,7 @@ class Raised:
     error: str
     traceback: str
     diverged: bool
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,16 @@ class History:
     def spent(self) -> float:
         """Cost of every trial proposed so far, in runs at the top scale; runs made elsewhere cost nothing here."""
         return sum(trial.cost for trial in self.trials if trial.source != "added")
+
+    def affordable(self, scales: Sequence[Scale]) -> int:
+        """How many runs at these scales, in this order, the limits still allow."""
+        room = len(scales) if self.limits.n_trials is None else max(0, self.limits.n_trials - self.proposed)
+        if self.limits.budget is None:
+            return min(len(scales), room)
+        if self.spent > self.limits.budget:
+            return 0
+        totals = accumulate((self.space.cost(scale) for scale in scales[:room]), initial=self.spent)
+        return sum(total <= self.limits.budget * (1 + 1e-9) for total in totals) - 1
 
     @property
     def proposed(self) -> int:

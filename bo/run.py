@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from bo import ports
+from bo import journal, ports
 from bo.ports import Executor, Lost, Message, Raised, Reported, Returned, Stopped, Train
 from bo.study import Study
 from bo.trial import Trial
@@ -20,13 +19,15 @@ Reason = Literal["limits", "hours", "target", "patience", "stopped"]
 Moment = Literal["started", "reported", "told", "failed", "stopped", "retried"]
 Watch = Callable[[Moment, Trial], None]
 
-RETRIES = 3  # a worker that is lost this often takes its trial down with it: an out-of-memory run never fits
-HOPELESS = 3  # trials that fail one after another, with none told before, mean that the code and not a config is wrong
+RETRIES = 3  # a worker that is lost more often takes its trial down with it: an out-of-memory run never fits
+# After so many failures in a row, and at least as many as ran at a time, it is the code or the machine and no config:
+HOPELESS = 3  # while there was no result,
+OUTAGE = 10  # and where there was.
 POLL = 0.25  # seconds between looks at the executor and at requests from other terminals
 
 
 class TrainingBroken(Exception):
-    """The training function fails whatever its configuration; the message holds its error."""
+    """Trial after trial fails, whatever its configuration; the message holds the last error."""
 
 
 def run(
@@ -51,23 +52,24 @@ def run(
     scale without a better one. watch: called with what happened and the trial, after it is on the disk.
 
     Returns why it ended; the study is left open, and can be run again with larger limits. Raises ValueError for a wrong
-    value, TrainingBroken when every trial fails, KeyboardInterrupt as it came.
+    value, StudyInUse when another process drives the study, TrainingBroken when trial after trial fails, and
+    KeyboardInterrupt as it came.
     """
     _check(hours=hours, target=target, patience=patience)
     if not callable(train):
         raise ValueError(f"run needs a training function, got {type(train).__name__}.")
+    study.lock()
     limits = study.limit(n_trials, budget)
     if limits == ports.Limits() and hours is None and target is None and patience is None:
         raise ValueError("run needs an end: give n_trials=, budget=, hours=, target= or patience=.")
     runs_it = ports.load(ports.EXECUTORS, executor, "executor")() if isinstance(executor, str) else executor
     driver = _Driver(study, runs_it, watch or (lambda moment, trial: None))
-    ending = _Ending(study, hours, target, patience)
-    clear_requests(study.folder)
     try:
         runs_it.open(train, study.folder.resolve())
-        return driver.drive(ending)
+        return driver.drive(_Ending(study, hours, target, patience))
     finally:
         runs_it.close()
+        clear_requests(study.folder)
 
 
 class _Driver:
@@ -76,26 +78,50 @@ class _Driver:
     def __init__(self, study: Study, executor: Executor, watch: Watch) -> None:
         self.study, self.executor, self.watch = study, executor, watch
         self.waiting = list(study.running)  # asked for, not submitted: what an earlier driver left, and retries
-        self.failures = 0
+        self.most = 0  # trials that ran at a time
+        self.failed: list[Trial] = []  # one after another, since the last result
 
     def drive(self, ending: _Ending) -> Reason:
         reason: Reason | None = None
-        while True:
+        while not stop_requested(self.study.folder):
             reason = reason or ending.reason()
-            while reason != "stopped" and self.executor.capacity() and (self.waiting or reason is None):
-                trials = [self.waiting.pop(0)] if self.waiting else list(self.study.ask(1))
-                if not trials:
-                    if self.study.running:
-                        break  # what they tell may bring more to run
-                    reason = "limits"
-                for trial in trials:
-                    self.executor.submit(trial)
-                    self.watch("started", trial)
-            if reason and (reason == "stopped" or not self.study.running):
-                return reason
+            hopeless = len(self.failed) >= max(self.patience, self.most)
+            if not hopeless:
+                reason = self.fill(reason, ending)
+            if not self.study.running:
+                if hopeless:
+                    raise _broken(self.failed)
+                if reason:
+                    return reason
+            self.most = max(self.most, len(self.study.running))
             self.executor.wait(self.deliver, POLL)
             for id in requested_stops(self.study.folder):
                 self.executor.stop(id)
+        self.executor.wait(self.deliver, 0.0)  # results that are there already
+        return "stopped"
+
+    @property
+    def patience(self) -> int:
+        """Failures in a row that are borne."""
+        return OUTAGE if any(trial.told and trial.source != "added" for trial in self.study.trials) else HOPELESS
+
+    def fill(self, reason: Reason | None, ending: _Ending) -> Reason | None:
+        """Start trials while the executor takes them and nothing says to end; returns why no more are asked for."""
+        while self.executor.capacity() and not stop_requested(self.study.folder):
+            reason = reason or ending.reason()
+            if self.waiting:
+                trials: tuple[Trial, ...] = (self.waiting.pop(0),)
+            elif reason:
+                break
+            else:
+                trials = self.study.ask(1)
+            if not trials:
+                # What still runs may bring more to run, once it is told.
+                return reason if self.study.running else "limits"
+            for trial in trials:
+                self.executor.submit(trial)
+                self.watch("started", trial)
+        return reason
 
     def deliver(self, message: Message) -> None:
         """Put a message of the executor into the study; one of an attempt that is over is too late and is dropped."""
@@ -106,19 +132,22 @@ class _Driver:
         match message:
             case Reported(step=step, metrics=metrics):
                 study.report(id, step, metrics)
-                if id in requested_stops(study.folder):
+                if stop_requested(study.folder) or id in requested_stops(study.folder):
                     self.executor.stop(id)
             case Returned(metrics=metrics, seconds=seconds):
                 if absent := study.objective.missing(metrics):
+                    has = f"it has {sorted(metrics)}"
                     study.fail(
-                        id, f"The result has no metric {absent}, which the objective needs; it has {sorted(metrics)}."
+                        id, f"The result has no metric {absent}, which the objective needs; {has}.", seconds=seconds
                     )
                 else:
                     study.tell(id, metrics, seconds)
+            case Stopped() if stop_requested(study.folder) and id not in requested_stops(study.folder):
+                return  # the sweep ends, not the trial: it goes on when the study is resumed
             case Stopped(seconds=seconds):
                 study.stop(id, seconds)
-            case Raised(error=error, traceback=traceback, diverged=diverged):
-                study.fail(id, error, diverged=diverged, traceback=traceback)
+            case Raised(error=error, traceback=traceback, diverged=diverged, seconds=seconds):
+                study.fail(id, error, diverged=diverged, traceback=traceback, seconds=seconds)
             case Lost(cause=cause) if trial.attempt > RETRIES:
                 study.fail(id, f"Its worker was lost {trial.attempt} times, the last time by {cause}.")
             case Lost(cause=cause):
@@ -130,13 +159,19 @@ class _Driver:
             moment = "retried"
         else:
             moment = "told" if now.told else "stopped" if now.status == "stopped" else "failed"
+        if moment == "failed":
+            self.failed.append(now)
+        elif moment == "told":
+            self.failed.clear()
         self.watch(moment, now)
-        self.failures = self.failures + 1 if moment == "failed" else 0 if moment == "told" else self.failures
-        if self.failures >= HOPELESS and not any(trial.told and trial.source != "added" for trial in study.trials):
-            raise TrainingBroken(
-                f"The first {self.failures} trials failed, the last with {now.error!r}. Mend the training function, "
-                f"then resume the study.\n\n{now.traceback or ''}".rstrip()
-            )
+
+
+def _broken(failed: list[Trial]) -> TrainingBroken:
+    last = failed[-1]
+    return TrainingBroken(
+        f"{len(failed)} trials failed one after another, the last, trial {last.id}, with {last.error!r}. Mend what "
+        f"made them fail, then resume the study.\n\n{last.traceback or ''}".rstrip()
+    )
 
 
 class _Ending:
@@ -147,48 +182,54 @@ class _Ending:
         self.deadline = math.inf if hours is None else study.now() + 3600 * hours
 
     def reason(self) -> Reason | None:
-        if stop_requested(self.study.folder):
-            return "stopped"
         if self.study.now() >= self.deadline:
             return "hours"
-        best = self.study.best() if self.target is not None or self.patience is not None else None
-        if best is None:
+        if self.target is None and self.patience is None:
             return None
-        objective = self.study.objective
-        value = objective.value(best.metrics or {})
-        if self.target is not None and value <= objective.shown(self.target):
+        best, objective = self.study.best(), self.study.objective
+        if best and self.target is not None and objective.value(best.metrics or {}) <= objective.shown(self.target):
             return "target"
-        later = [t for t in self.study.trials if t.id > best.id and t.told and t.scale == self.study.top]
-        if self.patience is not None and len(later) >= self.patience:
-            return "patience"
-        return None
+        at_top = [trial.id for trial in self.study.ended if trial.told and trial.scale == self.study.top]
+        later = at_top[at_top.index(best.id) + 1 :] if best else at_top
+        return "patience" if self.patience is not None and len(later) >= self.patience else None
 
 
 # ------------------------------------------------------------------- requests from other terminals: files, not journal
-# Only the driver writes the journal, so another process leaves a file and the driver acts on it.
+# Only the driver writes the journal, so another process leaves a file, addressed to it, and the driver acts on it.
 
 
 def request_stop(folder: Path, trial: int | None = None) -> None:
     """Ask the driver of the study in `folder` to end, or to end one trial."""
     requests = folder / "requests"
     requests.mkdir(exist_ok=True)
-    (requests / ("stop" if trial is None else f"stop-{trial}")).touch()
+    (requests / ("stop" if trial is None else f"stop-{trial}")).write_text(journal.driver(folder))
 
 
 def stop_requested(folder: Path) -> bool:
-    return (folder / "requests" / "stop").exists()
+    """Whether the present driver is asked to end."""
+    return "stop" in _requests(folder)
 
 
 def requested_stops(folder: Path) -> set[int]:
+    """The trials that the present driver is asked to end."""
+    return {int(name.removeprefix("stop-")) for name in _requests(folder) if name != "stop"}
+
+
+def _requests(folder: Path) -> list[str]:
+    """Names of the requests that are for the present driver; what was asked of an earlier one is over."""
+    driver = journal.driver(folder)
+    return [path.name for path in (folder / "requests").glob("stop*") if _text(path) == driver]
+
+
+def _text(path: Path) -> str | None:
     try:
-        names = os.listdir(folder / "requests")
-    except FileNotFoundError:
-        return set()
-    return {int(name.removeprefix("stop-")) for name in names if name.startswith("stop-")}
+        return path.read_text()
+    except FileNotFoundError:  # cleared since it was listed
+        return None
 
 
 def clear_requests(folder: Path) -> None:
-    """Forget what was asked of an earlier driver."""
+    """Forget what was asked."""
     for path in (folder / "requests").glob("stop*"):
         path.unlink(missing_ok=True)
 

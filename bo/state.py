@@ -18,7 +18,8 @@ class State:
     """A fold of events; changed by `apply` alone.
 
     `queue` holds the enqueued (config, scale) that were not proposed yet, `memory` what the policy's last proposal left
-    for the next, `training` the file a study was launched from, `seen` the number of the last line.
+    for the next, `training` the file a study was launched from, `ended` the trials in the order in which they ended,
+    `seen` the number of the last line.
     """
 
     space: Space
@@ -28,6 +29,7 @@ class State:
     limits: Limits = field(default_factory=Limits)
     memory: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    ended: list[int] = field(default_factory=list)
     seen: int = 0
 
     def scale(self, axes: Mapping[str, float | str] | None) -> Scale:
@@ -36,11 +38,7 @@ class State:
             if axes:
                 raise ValueError(f"The space has no fidelity=, so there is no scale {dict(axes)}.")
             return Scale()
-        return self.space.fidelity.top if axes is None else self.space.fidelity.scale(axes, beyond=True)
-
-    def cost(self, scale: Scale) -> float:
-        """Of one run at `scale`, in runs at the top scale."""
-        return self.space.fidelity.relative_cost(scale) if self.space.fidelity else 1.0
+        return self.space.top if axes is None else self.space.fidelity.scale(axes, beyond=True)
 
 
 def fold(space: Space, objective: Objective, events: Iterable[Event]) -> State:
@@ -99,6 +97,7 @@ def _added(state: State, happened: Event) -> None:
         status="diverged" if happened.get("diverged") else "finished",
         metrics=metrics_from_json(happened["metrics"]),
     )
+    state.ended.append(happened["trial"])
 
 
 def _reported(state: State, happened: Event) -> None:
@@ -133,6 +132,8 @@ def _failed(state: State, happened: Event) -> None:
 def _update(state: State, happened: Event, **changes: Any) -> None:
     trial = state.trials[happened["trial"]]
     state.trials[trial.id] = replace(trial, seconds=happened.get("seconds", trial.seconds), **changes)
+    if "status" in changes:
+        state.ended.append(trial.id)
 
 
 APPLY: dict[str, Callable[[State, Event], None]] = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bo.journal import Journal, JournalError
 from bo.objective import Objective
 from bo.ports import History, Limits, Policy, Proposal, Recommendation
 from bo.trial import Trial
-from bo.worker import numbers
+from bo.worker import numbers, whole_step
 from search_spaces import Scale, Space
 from search_spaces.codec import space_from_json, space_to_json
 
@@ -74,13 +74,15 @@ class Study:
             raise ValueError(f"There is no policy named {policy!r}; there are {', '.join(sorted(ports.POLICIES))}.")
         if policy == "ladder" and not space.fidelity:
             raise ValueError("The ladder climbs scales; give the space a fidelity=, or choose policy='bayes'.")
+        if settings:
+            _make_policy(policy, settings)
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise JournalError(f"{folder} cannot be made ({error.strerror}); choose a folder you own.") from error
         if journals.read(folder / journals.NAME)[0]:
-            raise JournalError(f"{folder} already holds a study; open it with Study.open, or choose another folder.")
+            raise JournalError(f"{folder} already holds a study; Study.open or Study.open_or_create goes on with it.")
         journal = Journal(folder, 0, clock)
         header = event(
             "created",
@@ -93,6 +95,36 @@ class Study:
         )
         events = journal.append([header])
         return cls(folder, header, space, journal, state.fold(space, objective, events))
+
+    @classmethod
+    def open_or_create(
+        cls,
+        path: str | os.PathLike[str],
+        space: Space,
+        *,
+        objective: Objective,
+        seed: int = 0,
+        policy: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Study:
+        """The study in `path`, or a new one: what a script that may be killed and started again begins with.
+
+        Raises what `create` and `open` raise, and ValueError when the study there was made with other arguments.
+        """
+        if not journals.read(Path(path) / journals.NAME)[0]:
+            return cls.create(
+                path, space, objective=objective, seed=seed, policy=policy, settings=settings, clock=clock
+            )
+        study = cls.open(path, space=space, objective=objective, clock=clock)
+        for name, given, was in (
+            ("seed", seed, study.seed),
+            ("policy", policy or study.policy_name, study.policy_name),
+            ("settings", dict(settings or study.settings), dict(study.settings)),
+        ):
+            if given != was:
+                raise ValueError(f"{study.folder} was made with {name} {was!r}, not {given!r}; use a new folder.")
+        return study
 
     @classmethod
     def open(
@@ -176,7 +208,12 @@ class Study:
     @property
     def top(self) -> Scale:
         """The scale whose results count: the target, or the largest runnable one below it."""
-        return self.space.fidelity.top if self.space.fidelity else Scale()
+        return self.space.top
+
+    @property
+    def ended(self) -> tuple[Trial, ...]:
+        """Trials that have an end, in the order in which they came to it."""
+        return tuple(self._state.trials[id] for id in self._state.ended)
 
     def trial(self, id: int) -> Trial:
         if id not in self._state.trials:
@@ -212,6 +249,10 @@ class Study:
 
     # ------------------------------------------------------------------------------------------------- changing
 
+    def lock(self) -> None:
+        """Become the study's one driver now, not with the first change. StudyInUse when another process is it."""
+        self._journal.lock()
+
     def ask(self, n: int = 1) -> tuple[Trial, ...]:
         """Up to `n` trials to run: enqueued ones first, then the policy's. Fewer, or none, where limits are reached."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -230,7 +271,7 @@ class Study:
         A metric that the objective names and that is not finite makes the trial a diverged one. Telling equal metrics
         again does nothing. Raises ValueError when the trial is unknown, ended otherwise, or a metric is missing.
         """
-        trial, plain = self.trial(id), numbers(metrics, f"Trial {id}")
+        trial, plain, seconds = self.trial(id), numbers(metrics, f"Trial {id}"), _seconds(seconds)
         if trial.told and trial.metrics is not None and _same(trial.metrics, plain):
             return trial
         if trial.status != "running":
@@ -238,10 +279,7 @@ class Study:
         if absent := self.objective.missing(plain):
             raise ValueError(f"Trial {id} has no metric {absent}, which the objective needs; it has {sorted(plain)}.")
         bad = {name: plain[name] for name in self.objective.metrics if not math.isfinite(plain[name])}
-        for name in sorted(set(plain) - set(bad)):
-            if not math.isfinite(plain[name]):
-                log.warning("Trial %d reported %s=%s; it is stored as null.", id, name, plain[name])
-        stored = metrics_to_json(plain, self.objective.metrics)
+        stored = self._stored(plain, f"Trial {id}")
         if bad:
             what = ", ".join(f"{name}={value}" for name, value in bad.items())
             error = f"Trial {id} reported {what}; it is recorded as diverged."
@@ -255,7 +293,9 @@ class Study:
         self, id: int, error: str, *, diverged: bool = False, traceback: str | None = None, seconds: float | None = None
     ) -> Trial:
         """Record that a trial has no result: `diverged` teaches the model, any other failure does not."""
-        trial = self.trial(id)
+        trial, seconds = self.trial(id), _seconds(seconds)
+        if not isinstance(error, str) or not error:
+            raise ValueError(f"fail needs a text that says what went wrong, got {error!r}.")
         if trial.status == ("diverged" if diverged else "failed") and trial.error == error:
             return trial
         if trial.status != "running":
@@ -263,15 +303,16 @@ class Study:
         if diverged:
             self._append(event("diverged", trial=id, error=error, seconds=seconds))
         else:
-            self._append(event("failed", trial=id, error=error, traceback=traceback))
+            self._append(event("failed", trial=id, error=error, traceback=traceback, seconds=seconds))
         return self.trial(id)
 
     def report(self, id: int, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of a running trial at a step; what is recorded already is not written again."""
         trial, plain = self._running(id, "reports nothing more"), numbers(metrics, f"Trial {id}")
+        step = whole_step(step, f"Trial {id}")
         if any(earlier.step == step and _same(earlier.metrics, plain) for earlier in trial.reports):
             return
-        stored = metrics_to_json(plain, self.objective.metrics)
+        stored = self._stored(plain, f"Trial {id}")
         self._append(event("reported", trial=id, attempt=trial.attempt, step=step, metrics=stored))
 
     def retry(self, id: int, cause: str) -> Trial:
@@ -283,6 +324,7 @@ class Study:
     def stop(self, id: int, seconds: float | None = None) -> Trial:
         """Record that a run was ended early: it keeps its reports and has no result."""
         self._running(id, "cannot be stopped")
+        seconds = _seconds(seconds)
         self._append(event("stopped", trial=id, seconds=seconds))
         return self.trial(id)
 
@@ -298,17 +340,8 @@ class Study:
         self, config: Mapping[str, Any], metrics: Mapping[str, float], scale: Mapping[str, float | str] | None = None
     ) -> Trial:
         """Tell a run that was made elsewhere, at its scale; it counts towards no limit and may be the best."""
-        at = self._state.scale(scale)
-        valid, plain = self.space.validate(config), numbers(metrics, "add")
-        if absent := self.objective.missing(plain):
-            raise ValueError(f"add needs metric {absent}, which the objective names; it got {sorted(plain)}.")
-        diverged = not all(math.isfinite(plain[name]) for name in self.objective.metrics)
         id = len(self.trials)
-        stored = metrics_to_json(plain, self.objective.metrics)
-        config_json = self.space.to_json(valid)
-        self._append(
-            event("added", trial=id, config=config_json, scale=at.to_json(), metrics=stored, diverged=diverged or None)
-        )
+        self._append(self._added(id, config, metrics, scale))
         return self.trial(id)
 
     def limit(self, n_trials: int | None = None, budget: float | None = None) -> Limits:
@@ -326,21 +359,26 @@ class Study:
         if now != self._state.training:
             self._append(event("training", **now))
 
-    def fork(self, path: str | os.PathLike[str], *, objective: Objective | None = None, **settings: Any) -> Study:
+    def fork(self, path: str | os.PathLike[str], *, objective: Objective | None = None, **arguments: Any) -> Study:
         """A new study in `path` with this one's told trials as runs made elsewhere, weighed by `objective`.
 
-        settings: further arguments of `Study.create`. Raises ValueError, before anything is made, when a finished trial
-        lacks a metric that the objective names.
+        arguments: of `Study.create`, where they are to differ from this study's. Raises ValueError, before anything is
+        made, when a finished trial lacks a metric that the objective names.
         """
         better = objective or self.objective
         for trial in self.trials:
             if trial.status == "finished" and (absent := better.missing(trial.metrics or {})):
                 raise ValueError(f"Trial {trial.id} has no metric {absent}, which the new objective names.")
-        new = Study.create(path, self.space, objective=better, **{"seed": self.seed} | settings)
-        for trial in self.trials:
-            if trial.told:
-                lost = dict.fromkeys(better.metrics, math.nan) if trial.status == "diverged" else {}
-                new.add(trial.config, {**(trial.metrics or {}), **lost}, trial.scale)
+        same: dict[str, Any] = {"seed": self.seed, "policy": self.policy_name, "settings": self.settings}
+        new = Study.create(path, self.space, objective=better, **same | arguments)
+        told = [trial for trial in self.trials if trial.told]
+        lost = dict.fromkeys(better.metrics, math.nan)
+        new._append(
+            *(
+                new._added(id, t.config, {**(t.metrics or {}), **(lost if t.status == "diverged" else {})}, t.scale)
+                for id, t in enumerate(told)
+            )
+        )
         return new
 
     def close(self) -> None:
@@ -363,13 +401,32 @@ class Study:
         for happened in self._journal.append(events):
             state.apply(self._state, happened)
 
+    def _added(
+        self, id: int, config: Mapping[str, Any], metrics: Mapping[str, float], scale: Mapping[str, float | str] | None
+    ) -> Event:
+        at = self._state.scale(scale)
+        valid, plain = self.space.validate(config), numbers(metrics, "add")
+        if absent := self.objective.missing(plain):
+            raise ValueError(f"add needs metric {absent}, which the objective names; it got {sorted(plain)}.")
+        return event(
+            "added",
+            trial=id,
+            config=self.space.to_json(valid),
+            scale=at.to_json(),
+            metrics=self._stored(plain, "A run made elsewhere"),
+            diverged=not all(math.isfinite(plain[name]) for name in self.objective.metrics) or None,
+        )
+
+    def _stored(self, metrics: Mapping[str, float], who: str) -> dict[str, float | str | None]:
+        """Metrics as the journal holds them, with a warning for what it cannot."""
+        stored = metrics_to_json(metrics, self.objective.metrics)
+        for name in (name for name, value in stored.items() if value is None):
+            log.warning("%s reported %s=%s; it is stored as null.", who, name, metrics[name])
+        return stored
+
     def _propose(self, proposals: Sequence[Proposal]) -> tuple[Trial, ...]:
-        first, seen, limits = len(self.trials), self._state.seen, self.limits
-        if limits.n_trials is not None:
-            proposals = proposals[: max(0, limits.n_trials - self.history().proposed)]
-        if limits.budget is not None:
-            totals = accumulate((self._state.cost(proposal.scale) for proposal in proposals), initial=self.spent)
-            proposals = proposals[: sum(total <= limits.budget * (1 + 1e-9) for total in totals) - 1]
+        first, seen = len(self.trials), self._state.seen
+        proposals = proposals[: self.history().affordable([proposal.scale for proposal in proposals])]
         events = [
             event(
                 "proposed",
@@ -377,7 +434,7 @@ class Study:
                 config=self.space.to_json(proposal.config),
                 scale=proposal.scale.to_json(),
                 seed=int(self._rng(first + i, 1).integers(2**31)),
-                cost=self._state.cost(proposal.scale),
+                cost=self.space.cost(proposal.scale),
                 source=proposal.source,
                 seen=seen,
                 predicted=proposal.predicted,
@@ -396,8 +453,7 @@ class Study:
 
     def _policy(self) -> Policy:
         if self._loaded_policy is None:
-            cls = ports.load(ports.POLICIES, self.policy_name, "policy")
-            self._loaded_policy = cls(**self.settings)
+            self._loaded_policy = _make_policy(self.policy_name, self.settings)
         return self._loaded_policy
 
     def _running(self, id: int, so: str) -> Trial:
@@ -405,6 +461,22 @@ class Study:
         if trial.status != "running":
             raise ValueError(f"Trial {id} is {trial.status} already and {so}.")
         return trial
+
+
+def _make_policy(name: str, settings: Mapping[str, Any]) -> Policy:
+    cls = ports.load(ports.POLICIES, name, "policy")
+    try:
+        policy: Policy = cls(**settings)
+    except TypeError:
+        known = list(inspect.signature(cls).parameters)
+        raise ValueError(f"The policy {name!r} has settings {known}, got {sorted(settings)}.") from None
+    return policy
+
+
+def _seconds(seconds: float | None) -> float | None:
+    if seconds is not None and not (isinstance(seconds, (int, float)) and 0 <= seconds < math.inf):
+        raise ValueError(f"seconds must be a finite number of at least 0, got {seconds!r}.")
+    return seconds
 
 
 def trial_folder(folder: Path, id: int) -> Path:
@@ -423,11 +495,14 @@ def _difference(journal: Any, given: Any, where: str = "") -> str:
     journal, given = _named(journal), _named(given)
     if isinstance(journal, dict) and isinstance(given, dict):
         for key in [*journal, *(key for key in given if key not in journal)]:
+            if key == "function" and "sha256" in journal:
+                continue  # a callable is known by its hash; the module it is found in may be another
             if key not in given or key not in journal:
                 return f"{where}{key} is only in the {'journal' if key in journal else 'given space'}"
             below = "" if key == "parameters" else f"{where}{key}."
             if difference := _difference(journal[key], given[key], below):
                 return difference
+        return ""
     return "" if journal == given else f"{where.rstrip('.')} was {journal!r} and is {given!r}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import shutil
 import time
@@ -28,7 +29,7 @@ class RunningTrial:
     """
 
     def __init__(self, trial: Trial, folder: Path, send: Callable[[Reported], bool]) -> None:
-        self._trial = trial
+        self._trial = copy.deepcopy(trial)  # a run may change its config; in process the study must not see that
         self._send = send
         self.folder = folder
 
@@ -57,9 +58,8 @@ class RunningTrial:
 
         Raises StopTrial when this run is to end early, ValueError when `step` or a metric is not a number.
         """
-        if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
-            raise ValueError(f"trial.report needs a whole step of at least 0, got {step!r}.")
-        if self._send(Reported(self.id, self.attempt, int(step), numbers(metrics, "trial.report"))):
+        step = whole_step(step, "trial.report")
+        if self._send(Reported(self.id, self.attempt, step, numbers(metrics, "trial.report"))):
             raise StopTrial(f"Trial {self.id} was asked to end at step {step}.")
 
     def save(self, state: Any) -> None:
@@ -115,7 +115,15 @@ def execute(
         message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if isinstance(error, Diverged):
             message = lines[0] if lines else "the training function raised Diverged"
-        return Raised(trial.id, trial.attempt, message, traceback.format_exc(), isinstance(error, Diverged))
+        seconds = clock() - start
+        return Raised(trial.id, trial.attempt, message, traceback.format_exc(), isinstance(error, Diverged), seconds)
+
+
+def whole_step(step: object, who: str) -> int:
+    """`step` as a plain number; ValueError when it is not a whole one of at least 0."""
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
+        raise ValueError(f"{who} needs a whole step of at least 0, got {step!r}.")
+    return int(step)
 
 
 def numbers(metrics: object, who: str) -> dict[str, float]:

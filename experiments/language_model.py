@@ -236,8 +236,8 @@ def train(trial: RunningTrial) -> dict[str, float]:
                 "optimizer": optimizer.state_dict(),
             }
         )
-    speed = (step - resumed_at) * RECIPE.batch * RECIPE.context / seconds if seconds else 0.0
-    return validate(1) | {"tokens_per_second": speed}
+    trained = (step - resumed_at) * RECIPE.batch * RECIPE.context
+    return validate(1) | ({"tokens_per_second": trained / seconds} if trained else {})  # else: only validated again
 
 
 def training_windows(

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import inspect
 import json
 import logging
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bo import JournalError, Study, TrainingBroken, journal, ports, run
+from bo.events import metrics_to_json
 from bo.ports import Executor
-from bo.run import clear_requests, request_stop
+from bo.run import request_stop
 from integrations.describe import best_words, config_table, number, scale_words, status, summary
 from integrations.progress import Progress
-from integrations.training_file import TrainingFile
+from integrations.training_file import Loaded, TrainingFile
 
 KEPT = "training_file.py"  # the training file as it was run, in the study's folder
+SECRET = re.compile(r"^-.*(token|key|secret|password)", re.IGNORECASE)
 REASONS = {
     "limits": "The limits are reached.",
     "hours": "The hours are over.",
@@ -44,14 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, JournalError, TrainingBroken) as error:
         print(f"windtunnel: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +86,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: one a core)")
         command.add_argument("--executor", choices=sorted(ports.EXECUTORS), default="ray", help="(default: ray)")
         command.add_argument(
-            "--ray", metavar="ADDRESS", help="a running Ray cluster (default: a local one for this run)"
+            "--ray",
+            metavar="ADDRESS",
+            help="a running Ray cluster (default: RAY_ADDRESS, else a local one for this run)",
         )
         command.add_argument("--accept-changes", action="store_true", help="go on although FILE has changed")
 
@@ -109,25 +116,18 @@ def _run(options: argparse.Namespace) -> int:
     file = TrainingFile(options.file, options.args)
     loaded = file.load()
     folder = options.study or Path("studies") / options.file.stem
-    if journal.read(folder / journal.NAME)[0]:
-        study = Study.open(folder, space=loaded.space, objective=loaded.objective)
-        for name, given, was in (("seed", options.seed, study.seed), ("policy", options.policy, study.policy_name)):
-            if given is not None and given != was:
-                raise ValueError(f"{folder} was made with {name} {was}, not {given}; choose another --study folder.")
-        print(f"Going on with {folder}, which has {len(study.trials)} trials.")
-    else:
-        study = Study.create(
-            folder,
-            loaded.space,
-            objective=loaded.objective,
-            seed=options.seed or 0,
-            policy=options.policy or loaded.policy,
+    executor = _executor(options, loaded)
+    there = Study.open(folder) if journal.read(folder / journal.NAME)[0] else None
+    seed = options.seed if options.seed is not None else there.seed if there else 0
+    policy = options.policy or (there.policy_name if there else loaded.policy)
+    limits = _limits(options, loaded, there.limits if there else ports.Limits())
+    baseline = None if loaded.baseline is None else loaded.space.validate(loaded.baseline)
+    with Study.open_or_create(folder, loaded.space, objective=loaded.objective, seed=seed, policy=policy) as study:
+        study.lock()
+        print(
+            f"Going on with {folder}, which has {len(study.trials)} trials." if there else f"A new study in {folder}."
         )
-        print(f"A new study in {folder}.")
-    with study:
-        if loaded.baseline is not None and not study.trials and not study.queue:
-            study.enqueue(loaded.baseline)
-        return _drive(study, file, options)
+        return _drive(study, file, executor, limits, options, baseline)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -135,34 +135,43 @@ def _resume(options: argparse.Namespace) -> int:
         raise ValueError("resume takes no -- ARGS; the study remembers those it was launched with.")
     recorded = Study.open(options.dir).training
     if recorded is None:
-        raise ValueError(f"{options.dir} was not launched by `windtunnel run`; call run(study, train) from Python.")
+        raise ValueError(f"{options.dir} was not launched by `windtunnel run FILE`; run it with its FILE and --study.")
     file = TrainingFile(Path(recorded["file"]), tuple(recorded["args"]))
-    _check_unchanged(file, recorded, options)
+    _check_unchanged(file, options.dir, recorded, options)
     loaded = file.load()
+    executor = _executor(options, loaded)
     with Study.open(options.dir, space=loaded.space, objective=loaded.objective) as study:
-        return _drive(study, file, options)
+        limits = _limits(options, loaded, study.limits)
+        study.lock()
+        return _drive(study, file, executor, limits, options, None)
 
 
-def _drive(study: Study, file: TrainingFile, options: argparse.Namespace) -> int:
-    loaded = file.load()
+def _drive(
+    study: Study,
+    file: TrainingFile,
+    executor: Executor,
+    limits: ports.Limits,
+    options: argparse.Namespace,
+    baseline: Mapping[str, Any] | None,
+) -> int:
+    """Run a study that this process drives already."""
     if study.training is not None:
-        _check_unchanged(file, study.training, options)
-    if loaded.prepare is not None:
-        loaded.prepare()
-    n_trials, budget = options.trials, options.budget
-    if n_trials is None and budget is None and study.limits == ports.Limits():
-        n_trials, budget = loaded.n_trials, loaded.budget
+        _check_unchanged(file, study.folder, study.training, options)
     study.launched_from(str(file.path), file.sha256, file.args)
     (study.folder / KEPT).write_bytes(file.source)
-    _note_run(study.folder)
+    _note_run(study.folder, file.path)
+    if baseline is not None and not study.trials and not study.queue:
+        study.enqueue(baseline)
+    if (prepare := file.load().prepare) is not None:
+        prepare()
     progress = Progress(study)
     try:
         reason = run(
             study,
             file.train,
-            executor=_executor(options, loaded.resources),
-            n_trials=n_trials,
-            budget=budget,
+            executor=executor,
+            n_trials=limits.n_trials,
+            budget=limits.budget,
             hours=options.hours,
             target=options.target,
             patience=options.patience,
@@ -170,36 +179,57 @@ def _drive(study: Study, file: TrainingFile, options: argparse.Namespace) -> int
         )
     except KeyboardInterrupt:
         progress.close()
-        print(f"\nInterrupted; every result is safe. windtunnel resume {study.folder} goes on.")
+        print(f"\nInterrupted; every result is safe. windtunnel resume {study.folder}{_how(options)} goes on.")
         return 130
     finally:
         progress.close()
     print(REASONS[reason])
-    print(summary(study))
+    print(summary(study, _how(options)))
     return 0
 
 
-def _executor(options: argparse.Namespace, resources: Any) -> Executor:
-    if options.ray is not None and options.executor != "ray":
-        raise ValueError(f"--ray {options.ray} needs --executor ray, got {options.executor}.")
-    if options.workers is not None and options.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {options.workers}.")
-    settings: dict[str, dict[str, Any]] = {
-        "ray": {"address": options.ray, "workers": options.workers, "resources": resources},
-        "pool": {"workers": options.workers},
-        "in-process": {},
-    }
-    if options.executor == "in-process" and options.workers not in (None, 1):
-        raise ValueError(f"--executor in-process runs one trial at a time, got --workers {options.workers}.")
-    made: Executor = ports.load(ports.EXECUTORS, options.executor, "executor")(**settings[options.executor])
-    return made
+def _limits(options: argparse.Namespace, loaded: Loaded, was: ports.Limits) -> ports.Limits:
+    """The study's totals: what is asked for now, else what it had, else what the file says."""
+    asked = ports.Limits(options.trials, options.budget)
+    if asked == was == ports.Limits():
+        asked = ports.Limits(loaded.n_trials, loaded.budget)
+    ends = (options.hours, options.target, options.patience)
+    if asked == was == ports.Limits() and all(end is None for end in ends):
+        raise ValueError("A sweep needs an end: give --trials, --budget, --hours, --target or --patience.")
+    return asked
 
 
-def _check_unchanged(file: TrainingFile, recorded: Any, options: argparse.Namespace) -> None:
+def _executor(options: argparse.Namespace, loaded: Loaded) -> Executor:
+    """The executor asked for, with those of the options that it takes."""
+    made = ports.load(ports.EXECUTORS, options.executor, "executor")
+    takes = inspect.signature(made).parameters
+    given = {"address": options.ray, "workers": options.workers}
+    for name, option in (("address", "--ray"), ("workers", "--workers")):
+        if given[name] is not None and name not in takes:
+            raise ValueError(f"{option} {given[name]} does not go with --executor {options.executor}.")
+    given["resources"] = loaded.resources
+    executor: Executor = made(**{name: value for name, value in given.items() if name in takes})
+    return executor
+
+
+def _how(options: argparse.Namespace) -> str:
+    """The options that a resume has to repeat, as words."""
+    default = options.executor == "ray"
+    words = [
+        ("--executor", None if default else options.executor),
+        ("--ray", options.ray),
+        ("--workers", options.workers),
+    ]
+    return "".join(f" {option} {value}" for option, value in words if value is not None)
+
+
+def _check_unchanged(
+    file: TrainingFile, folder: Path, recorded: Mapping[str, Any], options: argparse.Namespace
+) -> None:
     """A changed training file makes other measurements; going on with it is the user's decision."""
     differences = []
     if file.sha256 != recorded["sha256"]:
-        differences.append(_diff(options, file))
+        differences.append(_diff(file, folder / KEPT))
     if list(file.args) != list(recorded["args"]):
         differences.append(f"ARGS were {shlex.join(recorded['args'])!r} and are {shlex.join(file.args)!r}")
     if differences and not options.accept_changes:
@@ -209,23 +239,15 @@ def _check_unchanged(file: TrainingFile, recorded: Any, options: argparse.Namesp
         )
 
 
-def _diff(options: argparse.Namespace, file: TrainingFile) -> str:
-    folder = getattr(options, "dir", None) or getattr(options, "study", None) or Path("studies") / file.path.stem
-    kept = folder / KEPT
+def _diff(file: TrainingFile, kept: Path) -> str:
     if not kept.exists():
         return "its content differs"
-    lines = difflib.unified_diff(
-        kept.read_text().splitlines(),
-        file.source.decode().splitlines(),
-        "as it was run",
-        "as it is now",
-        lineterm="",
-        n=0,
-    )
-    return "its content differs:\n" + "\n".join(list(lines)[:20])
+    was, now = kept.read_text().splitlines(), file.source.decode().splitlines()
+    lines = list(difflib.unified_diff(was, now, "as it was run", "as it is now", lineterm="", n=0))
+    return "its content differs:\n" + "\n".join(lines[:20])
 
 
-def _note_run(folder: Path) -> None:
+def _note_run(folder: Path, file: Path) -> None:
     """Add versions, commit and command line to `runs.jsonl`; not to the journal, since they decide nothing."""
     versions = {}
     for package in ("windtunnel", "numpy", "torch", "botorch", "ray"):
@@ -233,17 +255,32 @@ def _note_run(folder: Path) -> None:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = ""
+    with contextlib.suppress(OSError):  # no git here
+        asked = ["git", "-C", str(file.parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     note = {
         "at": time.time(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": commit.stdout.strip() or None,
+        "command": [Path(sys.argv[0]).name, *_without_secrets(sys.argv[1:])],
+        "commit": commit or None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
     }
-    with open(folder / "runs.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(note) + "\n")
+    with open(folder / "runs.jsonl", "a", encoding="utf-8") as runs:
+        runs.write(json.dumps(note) + "\n")
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """Words of a command line, with what looks like the value of a secret masked."""
+    masked: list[str] = []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if equals and SECRET.search(name):
+            masked.append(f"{name}=***")
+        else:
+            masked.append("***" if masked and SECRET.search(masked[-1]) and "=" not in masked[-1] else word)
+    return masked
 
 
 # ------------------------------------------------------------------------------------- status, best, recommend, stop
@@ -259,9 +296,8 @@ def _best(options: argparse.Namespace) -> int:
     study = Study.open(options.dir)
     best = study.best()
     if options.json:
-        print(
-            json.dumps(best and {"trial": best.id, "config": study.space.to_json(best.config), "metrics": best.metrics})
-        )
+        metrics = best and metrics_to_json(best.metrics or {}, ())
+        print(json.dumps(best and {"trial": best.id, "config": study.space.to_json(best.config), "metrics": metrics}))
     else:
         print(best_words(study))
     return 0
@@ -287,30 +323,36 @@ def _recommend(options: argparse.Namespace) -> int:
     return 0
 
 
-def _scale(text: str) -> dict[str, float]:
-    scale = {}
+def _scale(text: str) -> dict[str, float | str]:
+    scale: dict[str, float | str] = {}
     for part in text.split(","):
-        axis, _, value = part.partition("=")
+        axis, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not value:
+            raise ValueError(f"--at needs AXIS=VALUE pairs such as params=1e9,tokens=2e10, got {part!r}.")
         try:
-            scale[axis.strip()] = float(value)
+            scale[axis] = float(value)
         except ValueError:
-            raise ValueError(f"--at needs AXIS=NUMBER pairs such as params=1e9,tokens=2e10, got {part!r}.") from None
+            scale[axis] = value  # the label of a rung
     return scale
 
 
 def _stop(options: argparse.Namespace) -> int:
     study = Study.open(options.dir)
-    if not journal.in_use(options.dir):
-        raise ValueError(f"{options.dir} has no driver now, so there is nothing to stop.")
     if options.trial is not None and study.trial(options.trial).status != "running":
         raise ValueError(f"Trial {options.trial} is {study.trial(options.trial).status} already.")
+    if not journal.in_use(options.dir):
+        if options.trial is None:
+            raise ValueError(f"{options.dir} has no driver now, so there is nothing to stop.")
+        with study:
+            study.stop(options.trial)
+        print(f"Trial {options.trial} is recorded as stopped; a resume does not go on with it.")
+        return 0
     request_stop(options.dir, options.trial)
     if options.trial is not None:
         print(f"Trial {options.trial} ends at its next report.")
         return 0
     for _ in range(240):
         if not journal.in_use(options.dir):
-            clear_requests(options.dir)
             print(f"Stopped; windtunnel resume {options.dir} goes on.")
             return 0
         time.sleep(0.25)

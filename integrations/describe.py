@@ -110,8 +110,8 @@ def best_words(study: Study) -> str:
     return f"{head}\n{config_table(best.config)}"
 
 
-def summary(study: Study) -> str:
-    """What a finished sweep found, what it cost, and what to do next."""
+def summary(study: Study, how: str = "") -> str:
+    """What a finished sweep found, what it cost, and what to do next; `how`: options that a resume has to repeat."""
     best, objective = study.best(), study.objective
     lines = ["", f"== {study.folder} " + "=" * max(3, 100 - len(str(study.folder)))]
     if best is None or best.metrics is None:
@@ -129,12 +129,13 @@ def summary(study: Study) -> str:
                 f"  predicted {mean:.4f} (90% interval {low:.4f} to {high:.4f}), measured {objective.shown(found):.4f}"
             )
         baseline = _baseline(study)
-        if baseline is not None and baseline.metrics is not None:
+        if baseline is not None and baseline.status == "finished" and baseline.metrics is not None:
             yours = objective.value(baseline.metrics)
             difference = f"{abs(yours - found):.4f} better than" if found < yours else "no better than"
-            lines.append(
-                f"Yours: {objective.shown(yours):.4f} (trial {baseline.id}); the best is {difference} your recipe."
-            )
+            words = f"the best is {difference} your recipe"
+            lines.append(f"Yours: {objective.shown(yours):.4f} (trial {baseline.id}); {words}.")
+        elif baseline is not None:
+            lines.append(f"Yours: trial {baseline.id} is {baseline.status}.")
     lines += _proxy_words(study)
     counts = [f"{len(study.trials)} trials", f"{study.spent:.2f} target runs spent"]
     for status in ("diverged", "stopped", "failed", "running"):
@@ -146,10 +147,9 @@ def summary(study: Study) -> str:
     lines.append(
         f"Files: {study.folder}/journal.jsonl holds every trial, {study.folder}/trials/ its checkpoints and logs."
     )
-    more = math.ceil(1.5 * study.limits.budget) if study.limits.budget else None
-    if more or study.limits.n_trials:
-        option = f"--budget {more}" if more else f"--trials {math.ceil(1.5 * (study.limits.n_trials or 1))}"
-        lines.append(f"Next:  windtunnel resume {study.folder} {option}   searches on from here")
+    totals = [("--budget", study.limits.budget), ("--trials", study.limits.n_trials)]
+    if more := " ".join(f"{option} {math.ceil(1.5 * total)}" for option, total in totals if total):
+        lines.append(f"Next:  windtunnel resume {study.folder} {more}{how}   searches on from here")
         lines.append(f"       windtunnel recommend {study.folder}   gives the model's own choice, tried or not")
     return "\n".join(lines)
 
@@ -157,7 +157,7 @@ def summary(study: Study) -> str:
 def _proxy_words(study: Study) -> list[str]:
     """What the proxies cost, and what they bought: how good the first target run after them was."""
     proxies = [t for t in study.trials if t.scale != study.top and t.source != "added"]
-    led_to = [t for t in study.trials if t.scale == study.top and t.source not in ("added", "enqueued")]
+    led_to = [t for t in study.trials if t.source == "ladder/target"]
     if not proxies:
         return []
     cost = sum(trial.cost for trial in proxies)

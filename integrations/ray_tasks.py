@@ -125,6 +125,8 @@ class RayTasks:
             self._mailbox.wake.remote()  # a trial's reports were in the mailbox before its end
         if ray.wait([self._reports], timeout=GRACE if ended else 0)[0]:
             reports = ray.get(self._reports)
+            if ended:  # and some of them after this collection
+                reports += ray.get(self._mailbox.drain.remote())
             self._reports = self._mailbox.collect.remote()
             for report in reports:
                 deliver(report)
@@ -183,6 +185,10 @@ class _Mailbox:
     async def collect(self) -> list[Reported]:
         """Everything posted since the last time; waits until there is something, or for `wake`."""
         await self._news.wait()
+        return await self.drain()
+
+    async def drain(self) -> list[Reported]:
+        """Everything posted since the last time, at once."""
         self._news.clear()
         reports, self._reports = self._reports, []
         return reports

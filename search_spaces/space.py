@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.fidelity import Fidelity
+from search_spaces.fidelity import Fidelity, Scale
 from search_spaces.parameter import Array, Choice, Column, Fixed, Parameter, as_parameter, codes_of
 
 Config: TypeAlias = dict[str, Any]
@@ -64,6 +64,15 @@ class Space:
         if self.fidelity is not None:
             entries["fidelity"] = self.fidelity
         return f"Space({', '.join(f'{name}={entry!r}' for name, entry in entries.items())})"
+
+    @property
+    def top(self) -> Scale:
+        """The largest scale that is run, whose results count; the empty scale without fidelity."""
+        return Scale() if self.fidelity is None else self.fidelity.top
+
+    def cost(self, scale: Mapping[str, float | str]) -> float:
+        """Of a run at `scale`, in runs at the top scale."""
+        return 1.0 if self.fidelity is None else self.fidelity.relative_cost(scale)
 
     def encode(self, config: Mapping[str, Any]) -> Array:
         """A config to its (d,) point; ValueError as `validate`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bo.policies import posterior
-from bo.policies.design import initial, reproducible, top
+from bo.policies.design import initial, reproducible
 from bo.ports import History, Proposal, Recommendation
 from search_spaces import Scale
 
@@ -39,7 +39,7 @@ class Bayes:
 
 def started(history: History, n_init: int | None) -> bool:
     """Whether the model may decide: enough runs at the top scale, or results anywhere, and at least two results."""
-    at = top(history.space)
+    at = history.space.top
     enough = n_init or 2 + math.ceil(len(history.space.columns) / 3)
     results = sum(trial.status == "finished" for trial in history.trials)
     here = sum(trial.scale == at and trial.status in ("running", "finished", "diverged") for trial in history.trials)

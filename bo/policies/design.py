@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from bo.optimize import sobol_points
 from bo.ports import History, Proposal
-from search_spaces import Scale, Space
+from search_spaces import Space
 
 
 @contextmanager
@@ -25,27 +25,6 @@ def reproducible(rng: np.random.Generator) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-def top(space: Space) -> Scale:
-    """The largest scale that is run."""
-    return Scale() if space.fidelity is None else space.fidelity.top
-
-
-def cost(space: Space, scale: Scale) -> float:
-    """Cost of a run, in runs at the top scale."""
-    return 1.0 if space.fidelity is None else space.fidelity.relative_cost(scale)
-
-
-def affordable(history: History, scales: Sequence[Scale]) -> int:
-    """How many of these runs, in this order, the limits of the study still allow."""
-    limits, spent = history.limits, history.spent
-    room = len(scales) if limits.n_trials is None else max(0, min(len(scales), limits.n_trials - history.proposed))
-    for index, scale in enumerate(scales[:room]):
-        spent += cost(history.space, scale)
-        if limits.budget is not None and spent > limits.budget * (1 + 1e-9):
-            return index
-    return room
 
 
 def count(history: History, *sources: str) -> int:
@@ -67,8 +46,8 @@ def sobol(space: Space, seed: int, first: int, n: int) -> list[dict[str, Any]]:
 def initial(history: History, n: int, rng: np.random.Generator, note: str | None = None) -> tuple[Proposal, ...]:
     """The next points of the study's Sobol sequence, to run at the top scale; `note` when they stand in for a model."""
     seed = sequence_seed(history, rng)
-    at = top(history.space)
-    configs = sobol(history.space, seed, count(history, "sobol", "ladder/proxy"), affordable(history, [at] * n))
+    at = history.space.top
+    configs = sobol(history.space, seed, count(history, "sobol", "ladder/proxy"), history.affordable([at] * n))
     # What an earlier fit left is kept for the next one.
     memory = {**history.memory, "sequence": seed}
     return tuple(Proposal(config, at, "sobol", memory=memory, note=note) for config in configs)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from bo.policies import posterior
 from bo.policies.bayes import started
-from bo.policies.design import affordable, cost, count, initial, reproducible, sequence_seed, sobol, top
+from bo.policies.design import count, initial, reproducible, sequence_seed, sobol
 from bo.ports import History, Limits, Proposal, Recommendation
 from search_spaces import Scale, Space
 
@@ -36,9 +37,8 @@ class Ladder:
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
         with reproducible(rng):
             planned = plan(history.space, history.limits, self.proxy_cap)
-            done = count(history, "ladder/proxy")
-            if done < len(planned):
-                return proxies(history, planned[done : done + n], rng)
+            if missing := outstanding(history, planned):
+                return proxies(history, missing[:n], rng)
             if waiting(history, len(planned)):
                 return ()
             if not planned and not started(history, None):
@@ -59,11 +59,23 @@ def proxies(history: History, scales: tuple[Scale, ...], rng: np.random.Generato
     """The next space-filling runs at the planned scales, as far as the limits allow."""
     seed = sequence_seed(history, rng)
     first = count(history, "sobol", "ladder/proxy")
-    configs = sobol(history.space, seed, first, affordable(history, scales))
+    configs = sobol(history.space, seed, first, history.affordable(scales))
     return tuple(
         Proposal(config, scale, "ladder/proxy", memory={**history.memory, "sequence": seed})
         for config, scale in zip(configs, scales, strict=False)
     )
+
+
+def outstanding(history: History, planned: tuple[Scale, ...]) -> tuple[Scale, ...]:
+    """The planned runs that there are none for yet, in order; a larger plan, and runs made elsewhere, are fine."""
+    there = Counter(trial.scale for trial in history.trials if trial.source in ("ladder/proxy", "added"))
+    missing = []
+    for scale in planned:
+        if there[scale]:
+            there[scale] -= 1
+        else:
+            missing.append(scale)
+    return tuple(missing)
 
 
 def waiting(history: History, planned: int) -> bool:
@@ -82,16 +94,16 @@ def plan(space: Space, limits: Limits, proxy_cap: float) -> tuple[Scale, ...]:
         return ()
     spend = min(proxy_cap, math.inf if limits.budget is None else limits.budget / 2)
     runs = math.inf if limits.n_trials is None else limits.n_trials // 2
-    cheap = [cell for cell in space.fidelity.cells() if cell != top(space) and cost(space, cell) <= DEAREST]
-    ranked = spanning(space, sorted(cheap, key=lambda cell: (cost(space, cell), tuple(cell.values()))))
+    cheap = [cell for cell in space.fidelity.cells() if cell != space.top and space.cost(cell) <= DEAREST]
+    ranked = spanning(space, sorted(cheap, key=lambda cell: (space.cost(cell), tuple(cell.values()))))
     most = max(MOST, 2 * len(space.columns))
     fewer = [(cells, LEAST) for cells in (2, 1) if len(ranked) == cells]
     for cells, least in [*((cells, LEAST) for cells in CELLS), *fewer, (3, 4), (2, 4)]:
         if cells <= len(ranked):
-            each = min(most, runs // cells, spend // sum(cost(space, cell) for cell in ranked[:cells]))
+            each = min(most, runs // cells, spend // sum(space.cost(cell) for cell in ranked[:cells]))
             if each >= least:
                 return tuple(
-                    cell for cell in sorted(ranked[:cells], key=lambda c: cost(space, c)) for _ in range(int(each))
+                    cell for cell in sorted(ranked[:cells], key=lambda c: space.cost(c)) for _ in range(int(each))
                 )
     return ()
 

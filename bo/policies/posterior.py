@@ -13,7 +13,7 @@ from bo import dataset
 from bo.acquisition.log_ei import log_ei
 from bo.dataset import Dataset
 from bo.optimize import Acquisition, maximise
-from bo.policies.design import affordable, initial, sequence_seed, top
+from bo.policies.design import initial, sequence_seed
 from bo.ports import History, Proposal, Recommendation
 from bo.surrogates import composite, scale_shift
 from bo.surrogates.composite import Composite
@@ -34,14 +34,14 @@ def propose(
     on the best posterior mean over the runs told or running there; each proposal, and each run without a result, is
     believed to come out as the posterior mean has it.
     """
-    at = top(history.space)
-    n = affordable(history, [at] * n)
+    at = history.space.top
+    n = history.affordable([at] * n)
     if n == 0:
         return ()
     data = dataset.from_history(history)
     try:
         model, fitted = fit(data, at, history.memory.get("model"))
-        believed = model.believe(data.X_pending, data.S_pending)
+        believed = model.believe(model.data.X_pending, model.data.S_pending)
         memory = {"sequence": sequence_seed(history, rng), "model": fitted}
         taken, running = data.taken(at), data.started(at)
         proposals: list[Proposal] = []

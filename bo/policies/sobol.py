@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bo.policies import posterior
-from bo.policies.design import affordable, count, reproducible, sequence_seed, sobol, top
+from bo.policies.design import count, reproducible, sequence_seed, sobol
 from bo.ports import History, Proposal, Recommendation
 from search_spaces import Scale
 
@@ -30,7 +30,7 @@ class Sobol:
         at = self._at(history)
         with reproducible(rng):
             seed = sequence_seed(history, rng)
-            configs = sobol(history.space, seed, count(history, "sobol"), affordable(history, [at] * n))
+            configs = sobol(history.space, seed, count(history, "sobol"), history.affordable([at] * n))
         return tuple(Proposal(config, at, "sobol", memory={"sequence": seed}) for config in configs)
 
     def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
@@ -39,7 +39,7 @@ class Sobol:
 
     def _at(self, history: History) -> Scale:
         if isinstance(self.scale, str):
-            return top(history.space)
+            return history.space.top
         if history.space.fidelity is None:
             raise ValueError(f"Sobol got scale={dict(self.scale)}, but the space has no fidelity; leave scale away.")
         return history.space.fidelity.scale(self.scale)

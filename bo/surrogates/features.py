@@ -46,7 +46,7 @@ class Inputs:
         return Inputs(
             torch.cat([self.F, other.F]),
             torch.cat([self.places, other.places]),
-            torch.block_diag(self.membership, other.membership),
+            torch.block_diag(self.membership, other.membership),  # type: ignore[no-untyped-call]
             torch.cat([self.cell, other.cell]),
         )
 

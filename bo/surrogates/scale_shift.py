@@ -206,13 +206,15 @@ def kernel(a: Inputs, b: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
 def shifted(inputs: Inputs, hyper: Hyper, unit: Tensor) -> Tensor:
     """Features less their mean drift, about the middle of the cube: p x n x D."""
     drift = torch.einsum("cjm,pjm->pcj", inputs.places, hyper.drift * unit)  # p x C x J
-    drift = torch.nn.functional.pad(inputs.membership @ drift, (0, inputs.F.shape[-1] - drift.shape[-1]))
-    return inputs.F - 0.5 - drift
+    pad = (0, inputs.F.shape[-1] - drift.shape[-1])
+    moved: Tensor = torch.nn.functional.pad(inputs.membership @ drift, pad)
+    return inputs.F - 0.5 - moved
 
 
 def roots(inputs: Inputs, layout: Layout) -> Tensor:
     """The features that are shares, less those of equal shares: n x (number of shares)."""
-    return inputs.F[:, inputs.F.shape[-1] - layout.shares :] - (layout.shares or 1) ** (-1 / 3)
+    centre: float = (layout.shares or 1) ** (-1 / 3)
+    return inputs.F[:, inputs.F.shape[-1] - layout.shares :] - centre
 
 
 def diagonal(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:

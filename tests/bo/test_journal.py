@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -165,6 +166,65 @@ def test_a_real_full_disk_is_an_error_and_nothing_is_lost(tmp_path):
 
     assert "cannot be written (File too large)" in done.stdout, done.stderr
     assert [e["n_trials"] for e in journal.read(tmp_path / journal.NAME)[0]] == [1, 3]
+
+
+def test_a_journal_that_is_damaged_is_never_written_however_often_it_is_tried(tmp_path):
+    path = written(tmp_path)
+    opened = Journal(tmp_path, 3, lambda: 0.0)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+
+    for _ in range(3):
+        with pytest.raises(JournalError, match="damaged at line"):
+            opened.append([limits(4)])
+    assert path.read_bytes() == data
+    assert not journal.in_use(tmp_path)
+
+
+def test_ctrl_c_in_a_write_leaves_a_journal_that_has_to_be_opened_again(tmp_path, monkeypatch):
+    opened = Journal(tmp_path, 0, lambda: 0.0)
+    opened.append([limits(1)])
+    fsync = os.fsync
+
+    def interrupted(descriptor):
+        fsync(descriptor)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opened.append([limits(2)])
+    monkeypatch.undo()
+
+    with pytest.raises(StudyInUse, match="changed by another process since it was opened; open it again"):
+        opened.append([limits(3)])
+    assert [e["n_trials"] for e in journal.read(tmp_path / journal.NAME)[0]] == [1, 2]
+
+
+def test_a_reader_that_looks_for_a_driver_does_not_keep_one_from_starting(tmp_path):
+    written(tmp_path)
+    stop = threading.Event()
+    readers = [threading.Thread(target=lambda: [journal.in_use(tmp_path) for _ in iter(stop.is_set, True)])]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(200):
+            os.close(journal.take_lock(tmp_path))
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+
+
+def test_a_lock_on_a_full_disk_is_let_go_again(tmp_path, monkeypatch):
+    def full(descriptor, data, offset):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(JournalError, match="No space left on device"):
+        Journal(tmp_path, 0, lambda: 0.0).append([limits(1)])
+    monkeypatch.undo()
+    Journal(tmp_path, 0, lambda: 0.0).append([limits(1)])
 
 
 def test_a_folder_without_working_locks_is_refused(tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """The loop: it fills the executor, ends where it was told to, and no bad day costs a result."""
 
+import contextlib
 import math
 
 import pytest
 
-from bo import Diverged, Minimize, StopTrial, Study, TrainingBroken, run
+from bo import Diverged, Minimize, StopTrial, Study, StudyInUse, TrainingBroken, run
 from bo.ports import Lost, Message, Raised, Returned
-from bo.run import request_stop
+from bo.run import request_stop, stop_requested
 from bo.trial import Trial
 from integrations.in_process import InProcess
 from search_spaces import Fidelity, Real, Space
@@ -96,10 +97,81 @@ def test_a_training_function_that_always_fails_ends_the_run_with_its_error(study
     def train(trial):
         raise FileNotFoundError("corpus.bin")
 
-    with pytest.raises(TrainingBroken, match=r"The first 3 trials failed, .* 'FileNotFoundError: corpus.bin'"):
+    with pytest.raises(TrainingBroken, match=r"3 trials failed .* 'FileNotFoundError: corpus.bin'"):
         run(study, train, n_trials=50)
     assert len(study.trials) == 3
     assert run(study, bowl, n_trials=5) == "limits"
+
+
+def test_an_outage_ends_the_run_before_it_has_burned_the_study(study):
+    def train(trial):
+        if trial.id >= 2:
+            raise OSError("/data is gone")
+        return bowl(trial)
+
+    with pytest.raises(TrainingBroken, match="10 trials failed one after another, the last, trial 11, with 'OSError"):
+        run(study, train, n_trials=50)
+    assert [t.status for t in study.trials].count("finished") == 2
+    assert run(study, bowl, n_trials=14) == "limits"
+
+
+def test_training_code_cannot_change_the_study(study):
+    def train(trial):
+        trial.config.clear()
+        trial.config["lr"] = "spoiled"
+        return {"loss": 1.0}
+
+    run(study, train, n_trials=2)
+    assert Study.open(study.folder).trials == study.trials
+
+
+def test_a_folder_for_own_files_starts_as_the_last_one_and_a_block_that_raises_changes_nothing(study):
+    def train(trial):
+        with trial.checkpoint_dir() as folder:
+            (folder / "weights.txt").write_text("one")
+        with contextlib.suppress(OSError), trial.checkpoint_dir() as folder:
+            (folder / "weights.txt").write_text("two")
+            raise OSError("disk")
+        with trial.checkpoint_dir() as folder:
+            assert (folder / "weights.txt").read_text() == "one"
+        return {"loss": 1.0}
+
+    run(study, train, n_trials=1)
+    assert study.trial(0).status == "finished", study.trial(0).traceback
+
+
+def test_a_study_that_another_process_drives_is_left_alone(study):
+    """Nothing is trained, and nothing that was asked of its driver is lost."""
+    study.limit(n_trials=5)
+    study.ask(1)
+    request_stop(study.folder)
+    second = Study.open(study.folder)
+
+    with pytest.raises(StudyInUse, match="one study has one driver"):
+        run(second, lambda trial: pytest.fail("trained"), n_trials=5)
+
+    assert stop_requested(study.folder)
+
+
+def test_a_stop_from_another_terminal_is_heard_after_the_hours_are_over(study):
+    class Slow(InProcess):
+        """Hands a trial back unfinished, as a long run in a pool is, until it has been asked for."""
+
+        def wait(self, deliver, timeout):
+            request_stop(study.folder)
+
+    assert run(study, bowl, executor=Slow(), hours=1e-9, n_trials=1) in ("hours", "stopped")
+    study.ask(1)
+    assert run(study, bowl, executor=Slow(), hours=1e-9) == "stopped"
+    assert len(study.running) == 1
+
+
+def test_patience_counts_results_as_they_came_and_ends_a_sweep_without_a_best(study):
+    def diverges(trial):
+        raise Diverged("above its start")
+
+    assert run(study, diverges, patience=3) == "patience"
+    assert len(study.trials) == 3
 
 
 def test_a_trial_left_running_goes_on_from_its_checkpoint_under_its_own_id(study):

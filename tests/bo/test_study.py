@@ -226,6 +226,9 @@ def test_a_study_is_the_fold_of_its_journal_after_any_changes(steps, tmp_path_fa
         (lambda s: s.add(CONFIG, {"acc": 1.0}), r"add needs metric \['loss'\]"),
         (lambda s: s.limit(n_trials=0), "n_trials must be a whole number of at least 1, got 0"),
         (lambda s: s.limit(budget=-1.0), "budget must be a finite number above 0"),
+        (lambda s: s.report(ask(s).id, "x", {"loss": 1.0}), "Trial 0 needs a whole step of at least 0, got 'x'"),
+        (lambda s: s.fail(ask(s).id, RuntimeError("boom")), "fail needs a text that says what went wrong"),
+        (lambda s: s.tell(ask(s).id, {"loss": 1.0}, seconds=math.nan), "seconds must be a finite number"),
         (lambda s: s.report(3, 1, {"loss": 1.0}), "has no trial 3"),
         (lambda s: s.retry(s.add(CONFIG, {"loss": 1.0}).id, "x"), "is finished already and cannot be retried"),
     ],
@@ -243,6 +246,8 @@ def test_wrong_calls_are_refused_in_one_sentence_and_change_nothing_told(study, 
         ({"objective": "loss"}, r"needs an objective such as Minimize\('loss'\), got 'loss'"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"policy": "genetic"}, "no policy named 'genetic'; there are bayes, ladder, sobol"),
+        ({"settings": {"nope": 1}}, r"The policy 'ladder' has settings \['proxy_cap'\], got \['nope'\]"),
+        ({"settings": {"proxy_cap": -1}}, "proxy_cap to be a finite number of at least 0, got -1"),
         ({"space": {"lr": 1}}, "needs a Space, got dict"),
         ({"space": Space(lr=Real(0, 1)), "policy": "ladder"}, "give the space a fidelity="),
     ],
@@ -263,6 +268,49 @@ def test_a_study_is_not_made_over_another(study):
 def test_a_folder_without_a_study_says_so(tmp_path):
     with pytest.raises(JournalError, match="holds no study"):
         Study.open(tmp_path)
+
+
+def test_a_script_that_is_started_again_goes_on(study):
+    ask(study)
+    study.close()
+
+    with Study.open_or_create(study.folder, SPACE, objective=Minimize("loss")) as again:
+        assert again.trials == study.trials
+    with pytest.raises(ValueError, match="was made with seed 0, not 1; use a new folder"):
+        Study.open_or_create(study.folder, SPACE, objective=Minimize("loss"), seed=1)
+    with pytest.raises(ValueError, match="was made with policy 'ladder', not 'sobol'"):
+        Study.open_or_create(study.folder, SPACE, objective=Minimize("loss"), policy="sobol")
+
+
+def test_a_fork_keeps_the_policy_and_does_not_repeat_proxies(study, tmp_path):
+    planned = study.ask(4)
+    for trial in planned:
+        study.tell(trial.id, {"loss": 1.0 + trial.id, "other": 2.0})
+
+    with study.fork(tmp_path / "fork", objective=Minimize("other")) as fork:
+        assert (fork.policy_name, fork.seed) == (study.policy_name, study.seed)
+        again = fork.ask(2)
+    assert {trial.source for trial in planned} == {"ladder/proxy"}
+    assert [trial.source for trial in again] == ["ladder/proxy"] * 2
+    assert [t.scale for t in again] == [t.scale for t in study.ask(2)]
+
+
+def runs_cost(scale):
+    return scale["params"]
+
+
+def test_a_cost_function_is_known_by_its_source_and_not_by_where_it_was_found(tmp_path):
+    space = Space(lr=Real(0, 1), fidelity=Fidelity(runs_cost, params=(1.0, 8.0), target={"params": 8.0}))
+    with Study.create(tmp_path / "s", space, objective=Minimize("loss")):
+        pass
+    runs_cost.__module__, was = "elsewhere", runs_cost.__module__
+    try:
+        moved = Space(lr=Real(0, 1), fidelity=Fidelity(runs_cost, params=(1.0, 8.0), target={"params": 8.0}))
+        assert Study.open(tmp_path / "s", space=moved).space == space
+    finally:
+        runs_cost.__module__ = was
+    with pytest.raises(ValueError, match="hand it in as cost="):
+        Study.open(tmp_path / "s").ask(1)
 
 
 def test_a_creation_that_was_torn_can_be_made_again(study):

@@ -153,7 +153,7 @@ def test_a_run_lost_after_its_last_step_only_validates_again(job: ModuleType, tm
     again = fly(job, tmp_path, send=lambda report: pytest.fail("trained again"))
     assert losses(again) == losses(first)
     assert isinstance(again, Returned)
-    assert again.metrics["tokens_per_second"] == 0.0
+    assert "tokens_per_second" not in again.metrics
 
 
 def test_a_checkpoint_of_another_corpus_is_refused(job: ModuleType, tmp_path: Path) -> None:

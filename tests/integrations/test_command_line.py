@@ -112,9 +112,12 @@ def test_a_changed_space_is_refused_by_the_name_of_what_differs(file, capsys):
     ("words", "message"),
     [
         (["run", "absent.py"], "absent.py"),
-        (["run", "job.py", "--executor", "pool", "--ray", "auto"], "--ray auto needs --executor ray, got pool"),
-        (["run", "job.py", "--workers", "0"], "--workers must be at least 1, got 0"),
-        (["run", "job.py", "--executor", "in-process", "--workers", "2"], "in-process runs one trial at a time"),
+        (["run", "job.py", "--executor", "pool", "--ray", "auto"], "--ray auto does not go with --executor pool"),
+        (["run", "job.py", "--workers", "0"], "a whole number of workers of at least 1, got 0"),
+        (
+            ["run", "job.py", "--executor", "in-process", "--workers", "2"],
+            "--workers 2 does not go with --executor in-process",
+        ),
         (["run", "job.py", "--executor", "in-process", "--trials", "0"], "n_trials must be a whole number"),
         (["resume", "nowhere"], "nowhere holds no study"),
         (["status", "nowhere"], "nowhere holds no study"),
@@ -154,7 +157,7 @@ def test_a_training_function_that_always_raises_ends_with_its_error(file, capsys
     file.write_text(FILE.replace("    import math", "    raise OSError('no data')"))
     assert windtunnel() == 1
     error = capsys.readouterr().err
-    assert "The first 3 trials failed, the last with 'OSError: no data'" in error
+    assert "3 trials failed one after another, the last, trial 2, with 'OSError: no data'" in error
 
 
 def start(*words):
@@ -202,7 +205,76 @@ def test_ctrl_c_leaves_a_study_that_resumes(file, executor):
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         out = process.stdout.read()
-    assert "Interrupted; every result is safe. windtunnel resume studies/job goes on." in out
+    assert "Interrupted; every result is safe. windtunnel resume studies/job" in out
     assert "Traceback" not in out
     assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "5"]) == 0
     assert Study.open("studies/job").running == ()
+
+
+def test_a_recommendation_is_for_any_scale_by_number_or_label(file, capsys):
+    windtunnel()
+    capsys.readouterr()
+
+    assert main(["recommend", "studies/job"]) == 0
+    assert "Recommended at large params, 1M tokens" in capsys.readouterr().out
+    assert main(["recommend", "studies/job", "--at", "params=1e7,tokens=1e8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["interval"][0] < found["mean"] < found["interval"][1]
+    assert sum(found["config"]["data"].values()) == pytest.approx(1.0)
+    assert main(["recommend", "studies/job", "--at", "params=small,tokens=1e5"]) == 0
+    assert main(["recommend", "studies/job", "--at", "params"]) == 1
+    assert "--at needs AXIS=VALUE pairs" in capsys.readouterr().err
+
+
+def test_looking_at_a_study_loads_neither_torch_nor_ray(file):
+    windtunnel("--trials", "1")
+    code = (
+        "import sys; from integrations.command_line import main\n"
+        "main(['status', 'studies/job']); main(['best', 'studies/job'])\n"
+        "print(sorted({'torch', 'ray', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_looks_like_a_secret_stays_out_of_the_record_of_a_run(file, monkeypatch):
+    words = ["windtunnel", "run", "job.py", "--", "--hf-token", "abc", "--api-key=def", "--slow", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    windtunnel("--trials", "1")
+    record = Path("studies/job/runs.jsonl").read_text()
+    assert "abc" not in record
+    assert "def" not in record
+    assert '"--slow", "1"' in record
+
+
+def test_a_wrong_baseline_and_a_missing_end_are_refused_before_a_study_is_made(file, capsys):
+    file.write_text(FILE.replace('"lr": 1e-2', '"lr": 7.0'))
+    assert windtunnel() == 1
+    assert "lr must be a number in" in capsys.readouterr().err
+    file.write_text(FILE.replace("n_trials = 6", ""))
+    assert windtunnel() == 1
+    assert "give --trials, --budget" in capsys.readouterr().err
+    assert not Path("studies").exists()
+
+
+def test_a_trial_that_no_driver_gets_past_can_be_stopped_without_one(file, capsys):
+    windtunnel("--trials", "1")
+    with Study.open("studies/job") as study:
+        study.limit(n_trials=2)
+        study.ask(1)
+    assert main(["stop", "studies/job", "--trial", "1"]) == 0
+    assert Study.open("studies/job").trial(1).status == "stopped"
+
+
+def test_without_git_a_sweep_runs_all_the_same(file, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert windtunnel("--trials", "1") == 0
+
+
+def test_prepare_is_called_once_before_anything_runs(file, capsys):
+    file.write_text(FILE + "\ndef prepare():\n    print('corpus is ready')\n")
+    windtunnel("--trials", "2")
+    out = capsys.readouterr().out
+    assert out.count("corpus is ready") == 1
+    assert out.index("corpus is ready") < out.index("enqueued")
