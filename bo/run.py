@@ -88,11 +88,10 @@ class _Driver:
             hopeless = len(self.failed) >= max(self.patience, self.most)
             if not hopeless:
                 reason = self.fill(reason, ending)
-            if not self.study.running:
-                if hopeless:
-                    raise _broken(self.failed)
-                if reason:
-                    return reason
+            if hopeless and len(self.study.running) == len(self.waiting):  # what ran has ended, and no more is started
+                raise _broken(self.failed)
+            if reason and not self.study.running:
+                return reason
             self.most = max(self.most, len(self.study.running))
             self.executor.wait(self.deliver, POLL)
             for id in requested_stops(self.study.folder):

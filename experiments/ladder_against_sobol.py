@@ -77,7 +77,7 @@ def table(results: list[dict[str, Any]], seeds: int, budget: float) -> str:
     """Median best loss of each arm, with its range, and the paired difference."""
     by = {(result["arm"], result["seed"]): result["progress"] for result in results}
     lines = [
-        f"{'':<18}{'ladder, median (range)':<29}{'sobol, median (range)':<29}{'sobol - ladder, paired':<33}ladder ahead"
+        f"{'':<20}{'ladder, median (range)':<29}{'sobol, median (range)':<29}{'sobol - ladder, paired':<33}ladder ahead"
     ]
     for share in (*SHARES, None):
         arms: dict[str, list[float | None]] = {arm: [] for arm in ARMS}
@@ -97,7 +97,7 @@ def table(results: list[dict[str, Any]], seeds: int, budget: float) -> str:
         gains = [sobol - ladder for sobol, ladder in pairs]
         gain = f"{median(gains):+.4f} ({min(gains):+.4f} to {max(gains):+.4f})" if gains else ""
         name = f"{share:.0%} of the budget" if share else "equal seconds"
-        lines.append(f"{name:<18}{''.join(cells)}{gain:<33}{sum(g > 0 for g in gains)} of {len(gains)}")
+        lines.append(f"{name:<20}{''.join(cells)}{gain:<33}{sum(g > 0 for g in gains)} of {len(gains)}")
     return "\n".join(lines)
 
 

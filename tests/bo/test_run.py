@@ -270,6 +270,42 @@ def test_a_worker_that_is_lost_every_time_fails_its_trial(study):
         run(study, bowl, executor=Unlucky(99), n_trials=3)
 
 
+class Cursed:
+    """An executor of two slots that loses trial 0 again and again; in every other the training function raises."""
+
+    def __init__(self):
+        self.running = []
+
+    def open(self, train, folder):
+        pass
+
+    def capacity(self):
+        return 2 - len(self.running)
+
+    def submit(self, trial):
+        self.running.append(trial)
+
+    def wait(self, deliver, timeout):
+        running, self.running = self.running, []
+        for trial in running:
+            lost = Lost(trial.id, trial.attempt, "signal 9")
+            deliver(lost if trial.id == 0 else Raised(trial.id, trial.attempt, "OSError: gone", "", False))
+
+    def stop(self, trial):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_a_hopeless_run_ends_although_a_lost_trial_waits_for_its_next_attempt(study):
+    with pytest.raises(TrainingBroken, match="3 trials failed one after another, the last, trial 3"):
+        run(study, bowl, executor=Cursed(), n_trials=50)
+    assert [t.id for t in study.running] == [0]
+    run(study, bowl, n_trials=5)
+    assert study.trial(0).attempt == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
