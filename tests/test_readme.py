@@ -16,9 +16,11 @@ def test_the_example_runs_as_printed(tmp_path, monkeypatch, capsys):
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
     for _ in range(2):  # the second time it goes on, and finds nothing left to do
-        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+        names = {"__name__": "__main__"}
+        exec(compile(block, "README.md", "exec"), names)
+        names["study"].close()
 
-    assert "status='finished'" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("'schedule': ") == 2
     assert (tmp_path / "studies" / "mine" / "journal.jsonl").read_bytes().count(b'"kind":"finished"') == 16
 
 
