@@ -86,7 +86,6 @@ def test_a_worker_runs_many_trials(opened):
     ("end", "cause"),
     [
         (lambda: os._exit(3), "exit code 3"),
-        (lambda: sys.exit(4), "exit code 4"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "signal 9 (SIGKILL)"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "signal 11 (SIGSEGV)"),
     ],

@@ -1,18 +1,19 @@
-"""Does the ladder beat Sobol search at equal compute on the real language-model job?
+"""Do proxies pay on the real language-model job? The ladder against search at the target alone, at equal compute.
 
-    python -m experiments.ladder_against_sobol --seeds 5 --budget 8 --workers 2
+    python -m experiments.compare_policies --seeds 5 --budget 8 --workers 2
 
-Both arms search the same space with the same training function and spend the same compute, counted in target runs: the
-ladder's proxies are paid for out of its budget, and neither arm gets a baseline. An arm is scored by the best target
-loss it has measured once a share of the budget is spent. Small models use a processor worse than 6 N D says, so Sobol
-runs on beyond the budget, and the last line of the table compares at equal measured seconds as well. Studies are kept
-in --folder, so an interrupted run goes on; the numbers go to experiments/results/ladder_against_sobol.json.
+All arms search the same space with the same training function and spend the same compute, counted in target runs: the
+ladder's proxies are paid for out of its budget, and no arm gets a baseline. An arm is scored by the best target loss it
+has measured once a share of the budget is spent. Small models use a processor worse than 6 N D says, so the arms
+without proxies run on beyond the budget, and the last lines of the table compare at equal measured seconds as well.
+Studies are kept in --folder, so an interrupted run goes on; the numbers go to results/compare_policies.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -28,9 +29,9 @@ from integrations.in_process import InProcess
 from integrations.training_file import TrainingFile
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the budget
-ARMS = {"ladder": 1.0, "sobol": 1.25}  # and what it may spend, in budgets
+ARMS = {"ladder": 1.0, "bayes": 1.25, "sobol": 1.25}  # and what it may spend, in budgets
 JOB = Path(__file__).parent / "language_model.py"
-RESULTS = Path(__file__).parent / "results" / "ladder_against_sobol.json"
+RESULTS = Path(__file__).parent / "results" / "compare_policies.json"
 
 
 def search(arm: str, seed: int, folder: Path, budget: float) -> dict[str, Any]:
@@ -74,31 +75,29 @@ def counts(study: Study) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]], seeds: int, budget: float) -> str:
-    """Median best loss of each arm, with its range, and the paired difference."""
+    """Each arm's best loss, and by how much the ladder is ahead of it on the same seeds: medians, with ranges."""
     by = {(result["arm"], result["seed"]): result["progress"] for result in results}
-    lines = [
-        f"{'':<20}{'ladder, median (range)':<29}{'sobol, median (range)':<29}{'sobol - ladder, paired':<33}ladder ahead"
-    ]
+    lines = [f"{'':<20}{'':<8}{'best target loss':<28}{'behind the ladder':<31}ladder ahead"]
     for share in (*SHARES, None):
-        arms: dict[str, list[float | None]] = {arm: [] for arm in ARMS}
-        for arm, seed in product(ARMS, range(seeds)):
-            column, most = (0, budget * share) if share else (1, by["ladder", seed][-1][1])
-            arms[arm].append(next((p[2] for p in reversed(by[arm, seed]) if p[column] <= most + 1e-9), None))
-        pairs = [
-            (sobol, ladder)
-            for sobol, ladder in zip(arms["sobol"], arms["ladder"], strict=True)
-            if None not in (sobol, ladder)
-        ]
-        cells = []
-        for arm in ARMS:
-            told = [value for value in arms[arm] if value is not None]
-            text = f"{median(told):.4f} ({min(told):.4f} to {max(told):.4f})" if told else "none told yet"
-            cells.append(f"{text:<29}")
-        gains = [sobol - ladder for sobol, ladder in pairs]
-        gain = f"{median(gains):+.4f} ({min(gains):+.4f} to {max(gains):+.4f})" if gains else ""
         name = f"{share:.0%} of the budget" if share else "equal seconds"
-        lines.append(f"{name:<20}{''.join(cells)}{gain:<33}{sum(g > 0 for g in gains)} of {len(gains)}")
+        best: dict[str, list[float]] = {}
+        for arm in ARMS:
+            best[arm] = []
+            for seed in range(seeds):
+                column, most = (0, budget * share) if share else (1, by["ladder", seed][-1][1])
+                told = (p[2] for p in reversed(by[arm, seed]) if p[column] <= most + 1e-9)
+                best[arm].append(next((loss for loss in told if loss is not None), math.inf))
+            behind = [mine - ladder for mine, ladder in zip(best[arm], best["ladder"], strict=True)]
+            compared = (
+                "" if arm == "ladder" else f"{spread(behind, '+'):<31}{sum(gap > 0 for gap in behind)} of {seeds}"
+            )
+            lines.append(f"{name:<20}{arm:<8}{spread(best[arm]):<28}{compared}".rstrip())
+            name = ""
     return "\n".join(lines)
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    return f"{median(values):{sign}.4f} ({min(values):{sign}.4f} to {max(values):{sign}.4f})"
 
 
 def main() -> None:
@@ -106,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=8.0, help="of each arm, in target runs")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path("studies/ladder_against_sobol"))
+    parser.add_argument("--folder", type=Path, default=Path("studies/compare_policies"))
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     corpus = open_corpus()
