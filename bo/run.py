@@ -148,7 +148,8 @@ class _Driver:
             case Raised(error=error, traceback=traceback, diverged=diverged, seconds=seconds):
                 study.fail(id, error, diverged=diverged, traceback=traceback, seconds=seconds)
             case Lost(cause=cause) if trial.attempt > RETRIES:
-                study.fail(id, f"Its worker was lost {trial.attempt} times, the last time by {cause}.")
+                often = f"Its worker was lost {trial.attempt} times, the last time by {cause}"
+                study.fail(id, f"{often}; a run that needs more memory than there is ends so.")
             case Lost(cause=cause):
                 self.waiting.append(study.retry(id, cause))
         now = study.trial(id)

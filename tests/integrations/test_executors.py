@@ -15,13 +15,13 @@ from search_spaces import Real, Scale, Space
 
 # In process there is no worker beside the driver: what kills one kills both, and there is one trial at a time.
 IN_DRIVER = {"in-process"}
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """One Ray for all tests of this file; executors use it and leave it running."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -13,7 +13,7 @@ from bo.ports import Lost, Reported, Returned
 from integrations.process_pool import ProcessPool
 from search_spaces import Scale
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 # A user's script as scripts are: no main guard, and the training function is in it.
 SCRIPT = """

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -15,7 +16,7 @@ from bo.ports import Reported, Returned
 from integrations.ray_tasks import RayTasks, _by_default
 from search_spaces import Scale
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 # Starts a Ray of its own, as `windtunnel run` does; HOME is the test's, to see what is left there.
 SCRIPT = """
@@ -47,7 +48,7 @@ print("environment", {name for name in os.environ.keys() | before.keys() if os.e
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -287,3 +288,44 @@ print("causes", {{message.cause for message in said if isinstance(message, Lost)
     assert "attempt 1 from a checkpoint False" in words
     assert "attempt 2 from a checkpoint True" in words
     assert "causes {'the death of its node'}" in words
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="the limit is set from what /proc/meminfo says is used")
+def test_a_trial_that_takes_too_much_memory_is_retried_and_the_others_go_on(tmp_path):
+    """Ray's own memory monitor kills it, with a limit of 1.5 GB above what is used now."""
+    lines = Path("/proc/meminfo").read_text().replace(":", "").splitlines()
+    meminfo = dict(line.split()[:2] for line in lines)
+    total, free = float(meminfo["MemTotal"]), float(meminfo["MemAvailable"])
+    code = """
+import sys, time
+from pathlib import Path
+from bo import Minimize, Study, run
+from integrations.ray_tasks import RayTasks
+from search_spaces import Real, Space
+
+def train(trial):
+    if trial.id == 1 and trial.attempt == 1:
+        block = bytearray(3 * 1024**3)
+        time.sleep(60)
+    return {"loss": trial.config["lr"]}
+
+study = Study.create(sys.argv[1], Space(lr=Real(0.0, 1.0)), objective=Minimize("loss"), policy="sobol")
+run(study, train, executor=RayTasks(workers=2), n_trials=4)
+print([(trial.status, trial.attempt) for trial in study.trials])
+"""
+    environment = os.environ | {
+        "RAY_memory_usage_threshold": f"{(total - free + 1.5e6) / total:.4f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+        "PYTHONPATH": os.getcwd(),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "study")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=180,
+    )
+    expected = [("finished", 1), ("finished", 2), ("finished", 1), ("finished", 1)]
+    assert done.stdout.splitlines()[-1] == str(expected), done.stderr
+    assert b'"cause":"running out of its node\'s memory"' in (tmp_path / "study" / "journal.jsonl").read_bytes()
