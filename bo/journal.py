@@ -85,7 +85,10 @@ class Journal:
         self._file = self._lock = None
 
     def lock(self) -> None:
-        """Become the one writer, if this process is not yet. Raises StudyInUse or JournalError, and then it is not."""
+        """Become the one writer, if this process is not yet, and cut off a torn last line.
+
+        Raises StudyInUse or JournalError, and then it is not.
+        """
         if self._file is not None:
             return
         try:
@@ -96,6 +99,7 @@ class Journal:
             self._file = os.open(self.folder / NAME, os.O_RDWR | os.O_CREAT, 0o600)
             if torn := os.fstat(self._file).st_size - self._end:
                 log.warning("%s ended in a torn line of %d bytes, which is dropped.", self.folder / NAME, torn)
+                os.ftruncate(self._file, self._end)
             sync_folder(self.folder)
         except OSError as error:
             self.close()
