@@ -36,7 +36,7 @@ class Ladder:
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
         with reproducible(rng):
-            planned = plan(history.space, history.limits, self.proxy_cap)
+            planned = plan(history.space, unclaimed(history), self.proxy_cap)
             if missing := outstanding(history, planned):
                 return proxies(history, missing[:n], rng)
             if waiting(history, len(planned)):
@@ -66,6 +66,16 @@ def proxies(history: History, scales: tuple[Scale, ...], rng: np.random.Generato
     )
 
 
+def unclaimed(history: History) -> Limits:
+    """The limits less what the user's own, enqueued runs take of them."""
+    own = [trial.cost for trial in history.trials if trial.source == "enqueued"]
+    n_trials, budget = history.limits.n_trials, history.limits.budget
+    return Limits(
+        None if n_trials is None else max(1, n_trials - len(own)),
+        None if budget is None else max(1e-9, budget - sum(own)),
+    )
+
+
 def outstanding(history: History, planned: tuple[Scale, ...]) -> tuple[Scale, ...]:
     """The planned runs that there are none for yet, in order; a larger plan, and runs made elsewhere, are fine."""
     there = Counter(trial.scale for trial in history.trials if trial.source in ("ladder/proxy", "added"))
@@ -88,11 +98,16 @@ def plan(space: Space, limits: Limits, proxy_cap: float) -> tuple[Scale, ...]:
     """The scale of each proxy, cheapest cells first; empty when proxies do not pay.
 
     Five cells, else four, else three, of at least five proxies each and up to twelve (more in many dimensions), as many
-    as `proxy_cap` and half of the limits pay for. Where that does not fit, four in three or two; then none.
+    as `proxy_cap` and half of the limits pay for, where a target run stays affordable. Where that does not fit, four in
+    three or two; then none.
     """
     if space.fidelity is None:
         return ()
-    spend = min(proxy_cap, math.inf if limits.budget is None else limits.budget / 2)
+    spend = proxy_cap
+    if limits.budget is not None:
+        spend = min(spend, limits.budget / 2)
+        if limits.budget >= 1:  # proxies are there for a target run: leave enough for one
+            spend = min(spend, limits.budget - 1)
     runs = math.inf if limits.n_trials is None else limits.n_trials // 2
     cheap = [cell for cell in space.fidelity.cells() if cell != space.top and space.cost(cell) <= DEAREST]
     ranked = spanning(space, sorted(cheap, key=lambda cell: (space.cost(cell), tuple(cell.values()))))

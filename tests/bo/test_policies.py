@@ -276,6 +276,16 @@ def test_the_plan_leaves_half_of_the_limits_to_the_target() -> None:
     assert ladder.plan(DRIFT, Limits(n_trials=8), 1.0) == ()
 
 
+def test_a_target_run_stays_affordable_beside_a_recipe_of_the_users() -> None:
+    for budget in (1.3, 1.8, 2.2, 2.5, 3.0):
+        recipe = Proposal({"lr": 0.5, "b": 2.0}, SCALES.target, "enqueued")
+        history = told(History(DRIFT, Minimize("loss"), (), Limits(budget=budget)), recipe, drifting)
+        history, proposals = run(Ladder(), DRIFT, Minimize("loss"), drifting, history.limits, trials=history.trials)
+        at_target = sum(proposal.scale == SCALES.target for proposal in proposals)
+        assert at_target >= (1 if budget >= 2 else 0)
+        assert history.spent <= budget
+
+
 def test_no_proxies_are_planned_where_they_do_not_pay() -> None:
     dear = Fidelity(params=(1e6, 2e6), tokens=(1e6,), target={"params": 2e6, "tokens": 1e6})
     assert ladder.plan(Space(x=Real(0, 1), fidelity=dear), Limits(), 1.0) == ()
