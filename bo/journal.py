@@ -111,6 +111,17 @@ class Journal:
             raise
 
 
+def exists(folder: Path) -> bool:
+    """Whether `folder` has a journal with a whole first line; one that was torn there can be begun again."""
+    try:
+        with open(folder / NAME, "rb") as file:
+            return file.readline().endswith(b"\n")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise JournalError(f"{folder / NAME} cannot be read ({error.strerror}).") from error
+
+
 def read(path: Path) -> tuple[list[Event], int]:
     """The events of a journal and the length of its whole lines; a torn last one, without its newline, is left out.
 

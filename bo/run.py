@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,6 @@ from bo import journal, ports
 from bo.ports import Executor, Lost, Message, Raised, Reported, Returned, Stopped, Train
 from bo.study import Study
 from bo.trial import Trial
-
-log = logging.getLogger("windtunnel")
 
 Reason = Literal["limits", "hours", "target", "patience", "stopped"]
 Moment = Literal["started", "reported", "told", "failed", "stopped", "retried"]

@@ -81,7 +81,7 @@ class Study:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise JournalError(f"{folder} cannot be made ({error.strerror}); choose a folder you own.") from error
-        if journals.read(folder / journals.NAME)[0]:
+        if journals.exists(folder):
             raise JournalError(f"{folder} already holds a study; Study.open or Study.open_or_create goes on with it.")
         journal = Journal(folder, 0, clock)
         header = event(
@@ -112,7 +112,7 @@ class Study:
 
         Raises what `create` and `open` raise, and ValueError when the study there was made with other arguments.
         """
-        if not journals.read(Path(path) / journals.NAME)[0]:
+        if not journals.exists(Path(path)):
             return cls.create(
                 path, space, objective=objective, seed=seed, policy=policy, settings=settings, clock=clock
             )
@@ -220,10 +220,6 @@ class Study:
             known = f"its trials are 0 to {len(self.trials) - 1}" if self.trials else "it has none yet"
             raise ValueError(f"{self.folder} has no trial {id!r}; {known}.")
         return self._state.trials[id]
-
-    def folder_of(self, id: int) -> Path:
-        """Where trial `id` keeps its checkpoints and its log."""
-        return trial_folder(self.folder, id)
 
     def best(self, objective: Objective | None = None) -> Trial | None:
         """The told trial at the top scale with the best objective, None while there is none.
@@ -480,6 +476,7 @@ def _seconds(seconds: float | None) -> float | None:
 
 
 def trial_folder(folder: Path, id: int) -> Path:
+    """Where trial `id` of the study in `folder` keeps its checkpoints and its log."""
     return folder / "trials" / f"{id:05d}"
 
 

@@ -23,7 +23,6 @@ from statistics import median
 from typing import Any
 
 from bo import Study, run
-from bo.journal import NAME, read
 from experiments.corpus import open_corpus
 from integrations.in_process import InProcess
 from integrations.training_file import TrainingFile
@@ -38,11 +37,7 @@ def search(arm: str, seed: int, folder: Path, budget: float) -> dict[str, Any]:
     """One study of one arm; what it had found when each share of the budget was spent."""
     job = TrainingFile(JOB).load()
     path = folder / f"{arm}-{seed}"
-    if read(path / NAME)[0]:
-        study = Study.open(path, space=job.space, objective=job.objective)
-    else:
-        study = Study.create(path, job.space, objective=job.objective, seed=seed, policy=arm)
-    with study:
+    with Study.open_or_create(path, job.space, objective=job.objective, seed=seed, policy=arm) as study:
         run(study, job.train, executor=InProcess(), budget=budget * ARMS[arm])
     return {"arm": arm, "seed": seed, "progress": progress(study), **counts(study)}
 

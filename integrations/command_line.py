@@ -117,7 +117,9 @@ def _run(options: argparse.Namespace) -> int:
     loaded = file.load()
     folder = options.study or Path("studies") / options.file.stem
     executor = _executor(options, loaded)
-    there = Study.open(folder) if journal.read(folder / journal.NAME)[0] else None
+    there = Study.open(folder) if journal.exists(folder) else None
+    if there and there.training is not None:
+        _check_unchanged(file, folder, there.training, options)
     seed = options.seed if options.seed is not None else there.seed if there else 0
     policy = options.policy or (there.policy_name if there else loaded.policy)
     limits = _limits(options, loaded, there.limits if there else ports.Limits())
@@ -155,8 +157,6 @@ def _drive(
     baseline: Mapping[str, Any] | None,
 ) -> int:
     """Run a study that this process drives already."""
-    if study.training is not None:
-        _check_unchanged(file, study.folder, study.training, options)
     study.launched_from(str(file.path), file.sha256, file.args)
     (study.folder / KEPT).write_bytes(file.source)
     _note_run(study.folder, file.path)

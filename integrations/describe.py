@@ -37,12 +37,12 @@ def value_words(value: Any) -> str:
     if hasattr(value, "to_json") and hasattr(value, "factor"):
         settings = dict(value.to_json())
         family = settings.pop("family")
-        inner = ", ".join(f"{name} {number(v) if _is_float(v) else v}" for name, v in settings.items())
+        inner = ", ".join(f"{name} {number(v) if isinstance(v, float) else v}" for name, v in settings.items())
         return f"{family} ({inner})" if inner else str(family)
     if isinstance(value, Mapping):
         shares = sorted(value.items(), key=lambda item: -item[1])
         return ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares)
-    return number(value) if _is_float(value) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def config_line(space: Space, config: Mapping[str, Any]) -> str:
@@ -180,10 +180,6 @@ def _proxy_words(study: Study) -> list[str]:
 
 def _baseline(study: Study) -> Trial | None:
     return next((t for t in study.trials if t.source == "enqueued" and t.scale == study.top), None)
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, float)
 
 
 def _is_number(text: str) -> bool:

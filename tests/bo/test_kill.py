@@ -55,11 +55,7 @@ def drive(folder: Path, kill_at: int, torn: int) -> None:
 
     os.fsync = deadly
     clock = lambda: 0.0  # noqa: E731
-    if journal.read(path)[0]:
-        study = Study.open(folder, space=SPACE, objective=OBJECTIVE, clock=clock)
-    else:
-        study = Study.create(folder, SPACE, objective=OBJECTIVE, seed=3, clock=clock)
-    with study:
+    with Study.open_or_create(folder, SPACE, objective=OBJECTIVE, seed=3, clock=clock) as study:
         if not study.trials and not study.queue:
             even = dict.fromkeys(("code", "prose", "web"), 1 / 3)
             study.enqueue({"lr": 1e-3, "schedule": {"family": "cosine"}, "data": even})
