@@ -72,7 +72,7 @@ class Outcome:
         of the (log) level. It decides no choice of a configuration; it makes predicted intervals honest, that is: wide.
         """
         seen = torch.isfinite(self.best).all(-1)  # c
-        here = seen & (self.places - place).abs().sum(-1).lt(1e-9)
+        here = seen & coincide(self.places, place)
         if here.any():
             best = self.best[here][0]
             return Level(best, torch.zeros_like(best))
@@ -147,20 +147,25 @@ class Dataset:
 
     def taken(self, scale: Scale) -> Tensor:
         """Encoded configurations (k x d) that ran, run, or failed at a scale."""
-        same = (self.S_pending - self.place(scale)).abs().sum(-1) < 1e-9
+        same = coincide(self.S_pending, self.place(scale))
         return torch.cat([self.X[self.at(scale)], self.X_pending[same]])
 
     def started(self, scale: Scale) -> Tensor:
         """Encoded configurations (k x d) that have a result at a scale, or will."""
-        same = (self.S_pending - self.place(scale)).abs().sum(-1) < 1e-9
+        same = coincide(self.S_pending, self.place(scale))
         return torch.cat([self.X[self.at(scale)], self.X_pending[same & self.running]])
 
     def rows(self, keep: Tensor) -> Dataset:
         """The same transform, with the told runs of a mask (n) and only the open runs at their scales."""
         told = {name: getattr(self, name)[keep] for name in ("X", "S", "cell", "Y", "diverged")}
-        same = ((self.S_pending[:, None] - told["S"][None]).abs().sum(-1) < 1e-9).any(-1)
+        same = coincide(self.S_pending[:, None], told["S"][None]).any(-1)
         waiting = {name: getattr(self, name)[same] for name in ("X_pending", "S_pending", "running")}
         return replace(self, **told, **waiting)
+
+
+def coincide(one: Tensor, other: Tensor) -> Tensor:
+    """Whether places (..., m) are of one scale, but for rounding: the broadcast shape without m."""
+    return (one - other).abs().sum(-1) < 1e-9
 
 
 def places(space: Space, scales: Sequence[Scale]) -> np.ndarray:

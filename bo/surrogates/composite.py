@@ -15,7 +15,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from bo.dataset import Dataset
+from bo.dataset import Dataset, coincide
 from bo.surrogates import scale_shift
 from bo.surrogates.features import Features, Inputs
 from bo.surrogates.scale_shift import ScaleShiftGP
@@ -94,10 +94,10 @@ class Composite:
 
     def _cell(self, place: Tensor) -> int:
         """Index of the cell at a place; places without results share none with the data, and are told apart."""
-        known = (self.data.outcome.places - place).abs().sum(-1) < 1e-9
+        known = coincide(self.data.outcome.places, place)
         if known.any():
             return int(known.nonzero()[0, 0])
-        waiting = (self.data.S_pending - place).abs().sum(-1) < 1e-9
+        waiting = coincide(self.data.S_pending, place)
         return len(known) + (int(waiting.nonzero()[0, 0]) if waiting.any() else len(waiting))
 
 
