@@ -1,13 +1,15 @@
 """JSON <-> space. Lists wherever order counts, so that no writer of JSON can change a space by sorting its keys."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from search_spaces.constraint import Inequality, Predicate
 from search_spaces.fidelity import Axis, CostFunction, Fidelity, Scale
 from search_spaces.mixture import Mixture
 from search_spaces.parameter import Choice, Fixed, Integer, Parameter, Real
 from search_spaces.schedule import Schedule
 from search_spaces.space import Space
+from search_spaces.stored import StoredFunction
 
 Json: TypeAlias = dict[str, Any]
 
@@ -27,13 +29,13 @@ def _write_range(real: Real | Integer) -> Json:
 def _write_choice(choice: Choice) -> Json:
     if choice.subspaces:
         return {"subspaces": [[name, _write_entries(entries)] for name, entries in choice.subspaces.items()]}
-    return {"options": list(choice.options)}
+    return {"options": list(choice.options)} | ({"ordered": True} if choice.ordered else {})
 
 
 def _read_choice(obj: Json) -> Choice:
     if "subspaces" in obj:
         return Choice({name: _read_entries(entries) for name, entries in obj["subspaces"]})
-    return Choice(*obj["options"])
+    return Choice(*obj["options"], ordered=obj.get("ordered", False))
 
 
 def _write_mixture(mixture: Mixture) -> Json:
@@ -75,20 +77,45 @@ KINDS: dict[str, Kind] = {
 def space_to_json(space: Space) -> Json:
     """A space as plain JSON; `space_from_json` gives an equal one back."""
     fidelity = None if space.fidelity is None else _write_fidelity(space.fidelity)
-    return {"parameters": _write_entries(space.parameters), "fidelity": fidelity}
+    written: Json = {"parameters": _write_entries(space.parameters), "fidelity": fidelity}
+    # Left out when there are none: journals of spaces without constraints stay as they are.
+    return written | ({"constraints": list(map(_write_constraint, space.constraints))} if space.constraints else {})
 
 
-def space_from_json(obj: Json, cost: Callable[[Scale], float] | None = None) -> Space:
+def space_from_json(
+    obj: Json,
+    cost: Callable[[Scale], float] | None = None,
+    constraints: Sequence[Callable[[Mapping[str, Any]], bool]] = (),
+) -> Space:
     """The space that `space_to_json` wrote.
 
-    A cost function is never run from JSON: without `cost` the space works except for costs; a `cost` handed in must
-    have the source that was hashed, otherwise ValueError.
+    Functions are never run from JSON: without `cost` the space works except for costs, without its functions among
+    `constraints` it cannot be sampled. One handed in must have the source that was hashed, otherwise ValueError.
     """
     fidelity = obj["fidelity"]
     if fidelity is None and cost is not None:
         raise ValueError("This space has no fidelity, so there is no cost to hand in; leave cost= out.")
-    parameters = _read_entries(obj["parameters"])
-    return Space(fidelity=None if fidelity is None else _read_fidelity(fidelity, cost), **parameters)
+    given = [StoredFunction.of(function, "The constraint") for function in constraints]
+    limits = [_read_constraint(constraint, given) for constraint in obj.get("constraints", ())]
+    if given:
+        raise ValueError(f"This space has no constraint {given[0].reference}, or another version of it; leave it out.")
+    parameters: dict[str, Any] = _read_entries(obj["parameters"])
+    made = None if fidelity is None else _read_fidelity(fidelity, cost)
+    return Space(constraints=limits, fidelity=made, **parameters)
+
+
+def _write_constraint(constraint: Inequality | Predicate) -> Any:
+    if isinstance(constraint, Inequality):
+        return constraint.text
+    return {"function": constraint.stored.reference, "sha256": constraint.stored.sha256}
+
+
+def _read_constraint(obj: Any, given: list[StoredFunction]) -> Inequality | Predicate:
+    """The constraint; a function of `given` with its hash is taken from there."""
+    if isinstance(obj, str):
+        return Inequality.of(obj)
+    stored = StoredFunction(obj["function"], obj["sha256"])
+    return Predicate(given.pop(given.index(stored)) if stored in given else stored)
 
 
 def _write_entries(parameters: Mapping[str, Parameter]) -> list[Any]:

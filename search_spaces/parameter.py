@@ -39,6 +39,12 @@ class Column:
     """The column counts only where, for each pair (column, code), that choice column has that code."""
     floor: float = 0.0
     """The least share, for a share."""
+    free: float = 0.0
+    """What the mixture's floors leave to be shared, for a share."""
+    mixture: str = ""
+    """The path of the mixture, equal for all shares of one simplex."""
+    schedule: str = ""
+    """The path of the schedule, for its family and its settings."""
 
 
 class Parameter(ABC):
@@ -64,9 +70,27 @@ class Parameter(ABC):
         """(n, k) uniform numbers to (n, k) columns distributed as `Space.sample` draws them."""
         return u
 
+    def start(self, x: Array) -> Array:
+        """(n, k) columns with what has a natural value to start from put there: a mixture's reference."""
+        return x
+
     def to_json(self, value: Any) -> Any:
         """A checked value as plain JSON; `check` takes it back."""
         return value
+
+    @property
+    def limited(self) -> bool:
+        """Whether points of the columns are moved before they are read: `encode(decode(x))` says where to."""
+        return False
+
+    @property
+    def scale_axes(self) -> tuple[str, ...]:
+        """The scale axes on which it depends what is allowed."""
+        return ()
+
+    def at(self, path: str, scale: Mapping[str, float]) -> "Parameter":
+        """What is allowed at this scale, on the same columns; ValueError, beginning with `path`, when nothing is."""
+        return self
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -199,12 +223,17 @@ class Integer(Parameter):
         start, end = self._log_ends()
         return (0.5 * (np.log(v - 0.5) + np.log(v + 0.5)) - start) / (end - start)
 
-    def decode(self, x: Array) -> list[int]:
+    def relaxed(self, x: Array) -> Array:
+        """(n, 1) columns to `n` numbers that `decode` rounds."""
         if self.log:
             start, end = self._log_ends()
-            v = np.floor(np.exp(start + x[:, 0] * (end - start)) + 0.5)
+            v: Array = np.exp(start + x[:, 0] * (end - start))
         else:
-            v = self.low + np.floor(x[:, 0] * self.levels)
+            v = self.low - 0.5 + x[:, 0] * self.levels
+        return v
+
+    def decode(self, x: Array) -> list[int]:
+        v = np.floor(self.relaxed(x) + 0.5)
         return list(np.clip(v, self.low, self.high).astype(np.int64).tolist())
 
 
@@ -245,6 +274,8 @@ class Choice(Parameter):
 
     `Choice({"adamw": {"lr": Real(1e-4, 1e-2, log=True)}, "sgd": {}})` adds the parameters of the chosen option to the
     config, flat beside it. Options are told apart by type as well as value: True, 1 and 1.0 are three options.
+    `Choice("tiny", "small", "large", ordered=True)` has an order that counts: neighbours are alike to a model, as
+    neighbouring integers are, where options without order are all equally far apart.
     """
 
     options: tuple[Scalar, ...]
@@ -252,12 +283,17 @@ class Choice(Parameter):
     """The options' types: part of equality, since True == 1 == 1.0 in Python and not in JSON."""
     subspaces: Mapping[str, Mapping[str, Parameter]] = field(hash=False)
     """Option -> its parameters; empty when the options are plain values."""
+    ordered: bool
     _codes: Mapping[tuple[type, Scalar], int] = field(compare=False)
 
-    def __init__(self, *options: Any) -> None:
+    def __init__(self, *options: Any, ordered: bool = False) -> None:
+        if not isinstance(ordered, bool):
+            raise ValueError(f"Choice needs ordered=True or ordered=False, got ordered={ordered!r}.")
         if len(options) == 1 and isinstance(options[0], Mapping | list | tuple):
             options = (options[0],) if isinstance(options[0], Mapping) else tuple(options[0])
         named = len(options) == 1 and isinstance(options[0], Mapping)
+        if named and ordered:
+            raise ValueError("Choice of sub-spaces has no order, since their parameters differ; leave ordered= out.")
         subspaces = {name: _subspace(name, entries) for name, entries in options[0].items()} if named else {}
         values = tuple(map(plain, subspaces if named else options))
         for option in values:
@@ -272,15 +308,16 @@ class Choice(Parameter):
         object.__setattr__(self, "options", values)
         object.__setattr__(self, "types", tuple(map(type, values)))
         object.__setattr__(self, "subspaces", subspaces)
+        object.__setattr__(self, "ordered", ordered)
         object.__setattr__(self, "_codes", codes)
 
     def __repr__(self) -> str:
         if self.subspaces:
             return f"Choice({ {name: dict(entries) for name, entries in self.subspaces.items()} })"
-        return f"Choice({', '.join(map(repr, self.options))})"
+        return f"Choice({', '.join(map(repr, self.options))}{', ordered=True' if self.ordered else ''})"
 
     def columns(self, path: str) -> tuple[Column, ...]:
-        return (Column(path, path, "choice", len(self.options)),)
+        return (Column(path, path, "integer" if self.ordered else "choice", len(self.options)),)
 
     def code(self, value: Scalar) -> int:
         """The option's number; KeyError when it is none of them."""
@@ -292,6 +329,21 @@ class Choice(Parameter):
             return self.options[self.code(value)]
         except (KeyError, TypeError):  # TypeError: not hashable, so no scalar
             raise ValueError(f"{path} must be one of {list(self.options)}, got {value!r}.") from None
+
+    @property
+    def scale_axes(self) -> tuple[str, ...]:
+        inner = (p.scale_axes for entries in self.subspaces.values() for p in entries.values())
+        return tuple(dict.fromkeys(axis for axes in inner for axis in axes))
+
+    def at(self, path: str, scale: Mapping[str, float]) -> "Choice":
+        if not self.scale_axes:
+            return self
+        return Choice(
+            {
+                option: {name: p.at(f"{path}.{option}.{name}", scale) for name, p in entries.items()}
+                for option, entries in self.subspaces.items()
+            }
+        )
 
     def encode(self, values: Sequence[Scalar]) -> Array:
         codes = np.array([self.code(v) for v in values], dtype=np.float64)
