@@ -4,7 +4,7 @@ from bo.journal import JournalError, StudyInUse
 from bo.objective import Maximize, Minimize, Objective, WeightedSum
 from bo.ports import History, Limits, Proposal, Recommendation
 from bo.run import TrainingBroken, run
-from bo.study import Study
+from bo.study import Prior, Study
 from bo.trial import Diverged, Report, StopTrial, Trial
 from bo.worker import RunningTrial
 
@@ -16,6 +16,7 @@ __all__ = [
     "Maximize",
     "Minimize",
     "Objective",
+    "Prior",
     "Proposal",
     "Recommendation",
     "Report",

@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "diverged": ("trial", "error", "metrics?", "seconds?"),
     "stopped": ("trial", "seconds?"),
     "failed": ("trial", "error", "traceback?", "seconds?"),
-    "added": ("trial", "config", "scale", "metrics", "diverged?"),
+    "added": ("trial", "config", "scale", "metrics", "diverged?", "source?", "note?", "origin?"),
 }
 
 Event = dict[str, Any]

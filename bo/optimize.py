@@ -1,7 +1,7 @@
 """The maximiser of an acquisition over a space: many raw points, a batched ascent, then single changes.
 
 An acquisition is a callable: b x d encoded points -> b values, larger is better, differentiable in the coordinates
-that are continuous.
+that are continuous. It is asked about allowed points only: a maximiser climbs through the way back into the space.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from bo.surrogates.differences import Array, differentiable
 from search_spaces import Space
 
 Acquisition = Callable[[Tensor], Tensor]
@@ -27,6 +28,9 @@ RAW = 512
 RESTARTS = 6
 ITERATIONS = 40
 ROUNDS = 3
+#: Halvings of the way back from a point that a predicate forbids, and random steps (rounds x points) along borders.
+HALVINGS = 20
+STEPS = (40, 64)
 
 
 @dataclass(frozen=True)
@@ -41,25 +45,45 @@ class Found:
 def maximise(
     acquisition: Acquisition, space: Space, incumbents: Tensor, taken: Tensor, rng: np.random.Generator
 ) -> Found:
-    """The best point of `space` that is not `taken`.
+    """The best allowed point of `space`, which is that of one scale (`Space.at`), that is not `taken`.
 
     incumbents: k x d good points, best first, around which is searched closely; they may be returned unless taken.
     taken: points (r x d) that must not be returned; where everything found is among them (a small discrete space that
-    is exhausted), the best of all is returned with `new` False.
+    is exhausted), the best of all is returned with `new` False. ValueError when the space has no allowed point.
     """
+    acquisition = within(acquisition, space)
     raw = torch.as_tensor(raw_points(space, incumbents.numpy(), rng))
-    values = _values(acquisition, raw)
-    order = torch.argsort(values, descending=True, stable=True)
+    raw = raw[allowed(space, raw)]
+    order = torch.argsort(_values(acquisition, raw), descending=True, stable=True)
     refined = ascend(acquisition, space, raw[_spread(raw[order], RESTARTS, order)])
     refined = refined[torch.argsort(_values(acquisition, refined), descending=True, stable=True)]
     best = change_one(acquisition, space, refined[0])
+    if space.constraints:
+        best = walk(acquisition, space, best, rng)
     top = torch.cat([best[None], refined])
     pool = settle(space, torch.cat([top, without_traces(space, top), raw[order][:RAW]]))
+    pool = pool[allowed(space, pool)]
     values = _values(acquisition, pool)
     new = ~same(pool, taken)
     ranked = torch.where(new, values, -math.inf) if new.any() else values
     index = int(ranked.argmax())
     return Found(pool[index], float(values[index]), bool(new.any()))
+
+
+def within(acquisition: Acquisition, space: Space) -> Acquisition:
+    """The acquisition at the allowed points that points of the cube are read as, and so with the slope along them."""
+    columns = space.repaired
+    if not columns:
+        return acquisition
+    index = torch.tensor(columns)
+
+    def repaired(x: Array) -> Array:
+        return space.repair(x)[:, columns]
+
+    def value(X: Tensor) -> Tensor:
+        return acquisition(X.index_copy(1, index, differentiable(repaired, X, columns)))
+
+    return value
 
 
 def sobol_points(d: int, n: int, seed: int, first: int = 0) -> np.ndarray:
@@ -74,9 +98,13 @@ def sobol_points(d: int, n: int, seed: int, first: int = 0) -> np.ndarray:
 
 
 def raw_points(space: Space, incumbents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sobol points, the incumbents and their neighbourhoods, and copies of all these on faces of the simplex."""
+    """Sobol points, the incumbents and their neighbourhoods, and copies of all these on faces of the simplex.
+
+    They keep to caps and inequalities; predicates may fail, except at the Sobol points.
+    """
     d = len(space.columns)
-    parts = [space.quantile(sobol_points(d, RAW, seed=int(rng.integers(2**31))))]
+    seed = int(rng.integers(2**31))
+    parts = [space.draw(lambda first, n: sobol_points(d, n, seed, first), 0, RAW)]
     if len(incumbents):
         parts.append(incumbents)
         centres = np.repeat(incumbents[:5], 32, axis=0)
@@ -95,13 +123,14 @@ def raw_points(space: Space, incumbents: np.ndarray, rng: np.random.Generator) -
         gone = shares & (rng.random(faces.shape) < rng.uniform(0, 1, (len(faces), 1)))
         points = np.concatenate([points, np.where(gone, 0.0, faces)])
     points[~space.active(points)] = 0.5
-    return points
+    return space.repair(points) if space.repaired else points
 
 
 def ascend(acquisition: Acquisition, space: Space, starts: Tensor) -> Tensor:
     """Local maxima over the continuous coordinates from b x d starts, by one L-BFGS-B run over all of them stacked.
 
-    Choices, and coordinates that are not active, stay as they are; integers move as if continuous.
+    Choices, and coordinates that are not active, stay as they are; integers move as if continuous. A way that ends at
+    a point that is not allowed is gone back to where it leaves the allowed set.
     """
     choice = torch.tensor([column.kind == "choice" for column in space.columns])
     free = torch.as_tensor(space.active(starts.numpy())) & ~choice
@@ -116,13 +145,50 @@ def ascend(acquisition: Acquisition, space: Space, starts: Tensor) -> Tensor:
 
     low, high = torch.where(free, 0.0, starts), torch.where(free, 1.0, starts)
     bounds = list(zip(low.reshape(-1).tolist(), high.reshape(-1).tolist(), strict=True))
-    found = minimize(
-        loss, starts.numpy().reshape(-1), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": ITERATIONS}
-    ).x
-    ended = torch.tensor(found.reshape(starts.shape))
+    # At the kinks that caps and inequalities make, a line search could go on for long.
+    options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS}
+    found = minimize(loss, starts.numpy().reshape(-1), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    ended = retreat(space, starts, torch.tensor(found.reshape(starts.shape)))
     # The sum rose, yet a single start may have been traded for another.
     better = _values(acquisition, ended) > _values(acquisition, starts)
     return torch.where(better[:, None], ended, starts)
+
+
+def retreat(space: Space, starts: Tensor, ends: Tensor) -> Tensor:
+    """The ends (b x d) that are allowed, and elsewhere the last allowed points found on the way from `starts`."""
+    out = ~allowed(space, ends)
+    if not out.any():
+        return ends
+    low, high = torch.zeros(len(ends), 1, dtype=torch.float64), torch.ones(len(ends), 1, dtype=torch.float64)
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        good = allowed(space, starts + middle * (ends - starts))[:, None]
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    return torch.where(out[:, None], starts + low * (ends - starts), ends)
+
+
+def walk(acquisition: Acquisition, space: Space, x: Tensor, rng: np.random.Generator) -> Tensor:
+    """The best of random steps from x (d,), shorter as they fail.
+
+    An optimum is often on the border of what is allowed, or in a corner of it, and a predicate has no slope.
+    """
+    free = space.active(x[None].numpy())[0] & [column.kind != "choice" for column in space.columns]
+    value, size = float(_values(acquisition, x[None])[0]), 0.1
+    rounds, count = STEPS
+    for _ in range(rounds):
+        way = rng.standard_normal((count, len(x))) * 10.0 ** rng.uniform(-1, 0.3, (count, 1))
+        # Along a border few directions lead on; among those of few coordinates there are more.
+        way *= free & (rng.random(way.shape) < rng.choice([0.4, 1.0], (count, 1)))
+        steps = (x + torch.as_tensor(size * way)).clamp(0, 1)
+        steps = steps[allowed(space, steps)]
+        values = _values(acquisition, steps)
+        better = len(steps) > 0 and float(values.max()) > value
+        if better:
+            x, value = steps[values.argmax()], float(values.max())
+        size *= 1.2 if better else 0.6
+        if size < 1e-5:
+            break
+    return x
 
 
 def change_one(acquisition: Acquisition, space: Space, x: Tensor) -> Tensor:
@@ -169,12 +235,26 @@ def neighbours(space: Space, x: Tensor) -> Tensor:
     if not moves:
         return x.new_zeros(0, len(x))
     settled = settle(space, torch.stack(moves))
-    return settled[~same(settled, x[None])]
+    return settled[~same(settled, x[None]) & allowed(space, settled)]
 
 
 def settle(space: Space, X: Tensor) -> Tensor:
-    """The points (b x d) that a config can hold: integers and options at their centres, shares on their chart."""
-    return torch.as_tensor(space.encode_all(space.decode_all(X.clamp(0, 1).numpy())))
+    """The points (b x d) that a config can hold: integers and options at their centres, shares on their chart.
+
+    What breaks a predicate stays where it is, since no config holds it.
+    """
+    settled = X.clamp(0, 1).numpy().copy()
+    configs = space.decode_all(settled)
+    keep = space.satisfies(configs)
+    settled[keep] = space.encode_all([config for config, holds in zip(configs, keep, strict=True) if holds])
+    return torch.as_tensor(settled)
+
+
+def allowed(space: Space, X: Tensor) -> Tensor:
+    """Which of b x d points are read as configs that satisfy all constraints: b booleans."""
+    if not space.constraints:
+        return torch.ones(len(X), dtype=torch.bool)
+    return torch.as_tensor(space.satisfies(space.decode_all(X.clamp(0, 1).numpy())), dtype=torch.bool)
 
 
 def same(X: Tensor, taken: Tensor) -> Tensor:

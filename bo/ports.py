@@ -100,6 +100,9 @@ class Executor(Protocol):
 
 # ---------------------------------------------------------------------------------------------- what a policy sees
 
+#: Sources of trials that were not run for this study: told by the user, or taken from another study.
+ELSEWHERE = ("added", "prior")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -132,7 +135,7 @@ class History:
     @property
     def spent(self) -> float:
         """Cost of every trial proposed so far, in runs at the top scale; runs made elsewhere cost nothing here."""
-        return sum(trial.cost for trial in self.trials if trial.source != "added")
+        return sum(trial.cost for trial in self.trials if trial.source not in ELSEWHERE)
 
     def affordable(self, scales: Sequence[Scale]) -> int:
         """How many runs at these scales, in this order, the limits still allow."""
@@ -147,7 +150,7 @@ class History:
     @property
     def proposed(self) -> int:
         """Number of trials that count towards `limits.n_trials`."""
-        return sum(trial.source != "added" for trial in self.trials)
+        return sum(trial.source not in ELSEWHERE for trial in self.trials)
 
 
 @dataclass(frozen=True)

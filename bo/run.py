@@ -99,7 +99,11 @@ class _Driver:
     @property
     def patience(self) -> int:
         """Failures in a row that are borne."""
-        return OUTAGE if any(trial.told and trial.source != "added" for trial in self.study.trials) else HOPELESS
+        return (
+            OUTAGE
+            if any(trial.told and trial.source not in ports.ELSEWHERE for trial in self.study.trials)
+            else HOPELESS
+        )
 
     def fill(self, reason: Reason | None, ending: _Ending) -> Reason | None:
         """Start trials while the executor takes them and nothing says to end; returns why no more are asked for."""
@@ -186,7 +190,8 @@ class _Ending:
         best, objective = self.study.best(), self.study.objective
         if best and self.target is not None and objective.value(best.metrics or {}) <= objective.shown(self.target):
             return "target"
-        at_top = [trial.id for trial in self.study.ended if trial.told and trial.scale == self.study.top]
+        told = [trial for trial in self.study.ended if trial.told and trial.source != "prior"]
+        at_top = [trial.id for trial in told if trial.scale == self.study.top]
         later = at_top[at_top.index(best.id) + 1 :] if best else at_top
         return "patience" if self.patience is not None and len(later) >= self.patience else None
 

@@ -19,7 +19,7 @@ class State:
 
     `queue` holds the enqueued (config, scale) that were not proposed yet, `memory` what the policy's last proposal left
     for the next, `training` the file a study was launched from, `ended` the trials in the order in which they ended,
-    `seen` the number of the last line.
+    `origins` what tells the runs of other studies apart, by trial, `seen` the number of the last line.
     """
 
     space: Space
@@ -30,6 +30,7 @@ class State:
     memory: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
     ended: list[int] = field(default_factory=list)
+    origins: dict[int, str] = field(default_factory=dict)
     seen: int = 0
 
     def scale(self, axes: Mapping[str, float | str] | None) -> Scale:
@@ -92,12 +93,15 @@ def _added(state: State, happened: Event) -> None:
         config=state.space.from_json(happened["config"]),
         scale=state.scale(happened["scale"]),
         seed=0,
-        source="added",
+        source=happened.get("source", "added"),
         cost=0.0,
         status="diverged" if happened.get("diverged") else "finished",
         metrics=metrics_from_json(happened["metrics"]),
+        note=happened.get("note"),
     )
     state.ended.append(happened["trial"])
+    if "origin" in happened:
+        state.origins[happened["trial"]] = happened["origin"]
 
 
 def _reported(state: State, happened: Event) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,19 @@ from bo.objective import Objective
 from bo.ports import History, Limits, Policy, Proposal, Recommendation
 from bo.trial import Trial
 from bo.worker import numbers, whole_step
-from search_spaces import Scale, Space
+from search_spaces import MeasuredCost, Scale, Space, carry
 from search_spaces.codec import space_from_json, space_to_json
 
 VERSION = 1
 log = logging.getLogger("windtunnel")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What `Study.add_prior` did: the trials it added, and those of the other study it left out, with the reasons."""
+
+    added: tuple[Trial, ...]
+    left_out: tuple[tuple[int, str], ...]
 
 
 class Study:
@@ -41,6 +52,7 @@ class Study:
         self.seed: int = header["seed"]
         self.policy_name: str = header["policy"]
         self.settings: Mapping[str, Any] = header["settings"]
+        self._header = header
         self._journal = journal
         self._state = current
         self._loaded_policy: Policy | None = None
@@ -94,7 +106,7 @@ class Study:
             settings=dict(settings or {}),
         )
         events = journal.append([header])
-        return cls(folder, header, space, journal, state.fold(space, objective, events))
+        return cls(folder, events[0], space, journal, state.fold(space, objective, events))
 
     @classmethod
     def open_or_create(
@@ -224,13 +236,34 @@ class Study:
     def best(self, objective: Objective | None = None) -> Trial | None:
         """The told trial at the top scale with the best objective, None while there is none.
 
-        objective: re-weighs the told metrics without training again; trials without a metric it names are left out.
+        Runs of other studies (`add_prior`) are not among them, nor are added runs of configurations that the space does
+        not allow at the top scale. objective: re-weighs the told metrics without training again; trials without a
+        metric it names are left out.
         """
         better = objective or self.objective
-        at_top = [trial for trial in self.trials if trial.status == "finished" and trial.scale == self.top]
+        at_top = [t for t in self.trials if t.status == "finished" and t.scale == self.top and t.source != "prior"]
         scored = [(better.value(t.metrics), t.id) for t in at_top if t.metrics and not better.missing(t.metrics)]
-        scored = [(value, id) for value, id in scored if math.isfinite(value)]
-        return self.trial(min(scored)[1]) if scored else None
+        for _, id in sorted((value, id) for value, id in scored if math.isfinite(value)):
+            trial = self.trial(id)
+            if trial.source != "added" or _allows(self.space.at(self.top), trial.config):
+                return trial
+        return None
+
+    def measured_cost(self) -> MeasuredCost:
+        """What runs take, in seconds by scale, as the finished ones took it: `Fidelity(cost=...)` of the next study.
+
+        Write its numbers down there: fitted again later they would be others, and the space with them. Trials that lost
+        a worker are left out, since their seconds are those of the last attempt. ValueError when nothing was measured.
+        """
+        if self.space.fidelity is None:
+            raise ValueError("The space has no fidelity=, so there are no scales to learn the cost of a run from.")
+        measured = [t for t in self.trials if t.status == "finished" and t.attempt == 1]
+        runs = [(trial.scale, trial.seconds) for trial in measured if trial.seconds]
+        if not runs:
+            raise ValueError(
+                f"{self.folder} has no finished trial with its run time; run some, or tell them with seconds=."
+            )
+        return MeasuredCost.fit(runs)
 
     def history(self) -> History:
         """What a policy gets to see now."""
@@ -325,20 +358,69 @@ class Study:
         return self.trial(id)
 
     def enqueue(self, config: Mapping[str, Any], scale: Mapping[str, float | str] | None = None) -> None:
-        """Have `config` (your current recipe) run before anything the policy proposes, at the top scale by default."""
+        """Have `config` (your current recipe) run before anything the policy proposes, at the top scale by default.
+
+        ValueError when the scale is none that runs, or when the space does not allow the configuration there.
+        """
         at = self._state.scale(scale)
         if self.space.fidelity:
             self.space.fidelity.scale(at)  # it is to be run here, so it must be a scale that runs
-        valid = self.space.validate(config)
-        self._append(event("enqueued", config=self.space.to_json(valid), scale=at.to_json()))
+        self._append(event("enqueued", config=self.space.at(at).to_json(config), scale=at.to_json()))
 
     def add(
         self, config: Mapping[str, Any], metrics: Mapping[str, float], scale: Mapping[str, float | str] | None = None
     ) -> Trial:
-        """Tell a run that was made elsewhere, at its scale; it counts towards no limit and may be the best."""
+        """Tell a run that was made elsewhere, at its scale; it counts towards no limit and may be the best.
+
+        The configuration must be one of the space. It may break what its scale alone forbids (epochs of a source, a
+        constraint with a scale axis): the run was made, so it is learned from, but then it is never the best.
+        """
         id = len(self.trials)
         self._append(self._added(id, config, metrics, scale))
         return self.trial(id)
+
+    def add_prior(
+        self,
+        prior: Study | str | os.PathLike[str],
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        drop: Sequence[str] = (),
+    ) -> Prior:
+        """Take the told trials of another study, or of the one in that folder, for this one to learn from.
+
+        They become trials of source "prior" with a note of where they are from. They are in this study's journal from
+        then on, so the other folder is not needed again; those that are there already, also by way of a third study,
+        are not added again. They count towards no limit and are never the best.
+
+        The model takes them for runs of this study at their scales, the top scale too: take only studies that train and
+        measure alike. Spaces may differ as `search_spaces.carry` says, with its `defaults` and `drop`; trials that the
+        space does not allow are left out, with a warning. What holds at one scale alone is treated as by `add`.
+
+        ValueError, before anything is added, when the spaces are not comparable or a finished trial lacks a metric that
+        the objective names; JournalError when the folder holds no study that can be read.
+        """
+        other = prior if isinstance(prior, Study) else Study.open(prior)
+        known = {self._origin(trial) for trial in self.trials if trial.told}
+        told = [trial for trial in other.trials if trial.told and other._origin(trial) not in known]
+        for trial in told:
+            if trial.status == "finished" and (absent := self.objective.missing(trial.metrics or {})):
+                raise ValueError(
+                    f"Trial {trial.id} of {other.folder} has no metric {absent}, which the objective names; it has "
+                    f"{sorted(trial.metrics or {})}."
+                )
+        carried = carry([trial.config for trial in told], other.space, self.space, defaults=defaults, drop=drop)
+        first = len(self.trials)
+        events = [
+            self._taken(first + i, other, told[index], config, "prior")
+            for i, (index, config) in enumerate(zip(carried.indices, carried.configs, strict=True))
+        ]
+        if events:
+            self._append(*events)
+        left_out = tuple((told[index].id, reason) for index, reason in carried.left_out)
+        if left_out:
+            words = "%d of %d trials of %s are left out, the first, trial %d, because: %s"
+            log.warning(words, len(left_out), len(told), other.folder, *left_out[0])
+        return Prior(self.trials[first:], left_out)
 
     def limit(self, n_trials: int | None = None, budget: float | None = None) -> Limits:
         """Set the study's totals; one that is None keeps what it was. Returns them."""
@@ -368,11 +450,10 @@ class Study:
         same: dict[str, Any] = {"seed": self.seed, "policy": self.policy_name, "settings": self.settings}
         new = Study.create(path, self.space, objective=better, **same | arguments)
         told = [trial for trial in self.trials if trial.told]
-        lost = dict.fromkeys(better.metrics, math.nan)
         new._append(
             *(
-                new._added(id, t.config, {**(t.metrics or {}), **(lost if t.status == "diverged" else {})}, t.scale)
-                for id, t in enumerate(told)
+                new._taken(id, self, trial, trial.config, "prior" if trial.source == "prior" else "added")
+                for id, trial in enumerate(told)
             )
         )
         return new
@@ -397,8 +478,32 @@ class Study:
         for happened in self._journal.append(events):
             state.apply(self._state, happened)
 
+    def _taken(self, id: int, other: Study, trial: Trial, config: Mapping[str, Any], source: str) -> Event:
+        """A told trial of another study as trial `id` of this one, by its `config` here."""
+        lost = dict.fromkeys(self.objective.metrics, math.nan) if trial.status == "diverged" else {}
+        return self._added(
+            id,
+            config,
+            {**(trial.metrics or {}), **lost},
+            trial.scale,
+            source=source,
+            note=trial.note if trial.id in other._state.origins else f"Trial {trial.id} of {other.folder}.",
+            origin=other._origin(trial),
+        )
+
+    def _origin(self, trial: Trial) -> str:
+        """What tells a told run apart from every other: the study it was told to, its number and what it gave there."""
+        here = [self._header, trial.id, trial.status, trial.metrics]
+        text = json.dumps(here, sort_keys=True)
+        return self._state.origins.get(trial.id) or hashlib.sha256(text.encode()).hexdigest()
+
     def _added(
-        self, id: int, config: Mapping[str, Any], metrics: Mapping[str, float], scale: Mapping[str, float | str] | None
+        self,
+        id: int,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        scale: Mapping[str, float | str] | None,
+        **origin: str | None,
     ) -> Event:
         at = self._state.scale(scale)
         valid, plain = self.space.validate(config), numbers(metrics, "add")
@@ -411,6 +516,7 @@ class Study:
             scale=at.to_json(),
             metrics=self._stored(plain, "A run made elsewhere"),
             diverged=not all(math.isfinite(plain[name]) for name in self.objective.metrics) or None,
+            **origin,
         )
 
     def _stored(self, metrics: Mapping[str, float], who: str) -> dict[str, float | str | None]:
@@ -427,7 +533,7 @@ class Study:
             event(
                 "proposed",
                 trial=first + i,
-                config=self.space.to_json(proposal.config),
+                config=self.space.at(proposal.scale).to_json(proposal.config),
                 scale=proposal.scale.to_json(),
                 seed=int(self._rng(first + i, 1).integers(2**31)),
                 cost=self.space.cost(proposal.scale),
@@ -478,6 +584,14 @@ def _seconds(seconds: float | None) -> float | None:
 def trial_folder(folder: Path, id: int) -> Path:
     """Where trial `id` of the study in `folder` keeps its checkpoints and its log."""
     return folder / "trials" / f"{id:05d}"
+
+
+def _allows(space: Space, config: Mapping[str, Any]) -> bool:
+    try:
+        space.validate(config)
+    except ValueError:
+        return False
+    return True
 
 
 def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:

@@ -36,9 +36,9 @@ class Trial:
     """A record of one trial; immutable, replaced as its study learns more.
 
     `cost` is in runs at the top scale. `source` says where the configuration came from: a policy's own word
-    ("sobol", "ladder/proxy", "ladder/target", "bayes"), "enqueued" or "added". `predicted` is the objective that the
-    model expected, {"mean", "low", "high"} in minimised user units with a 90% interval. `metrics` are those of the
-    finished run; `reports` those on the way.
+    ("sobol", "ladder/proxy", "ladder/target", "bayes"), "enqueued", "added" or "prior". `predicted` is the objective
+    that the model expected, {"mean", "low", "high"} in minimised user units with a 90% interval. `metrics` are those of
+    the finished run; `reports` those on the way.
     """
 
     id: int

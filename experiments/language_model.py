@@ -130,7 +130,7 @@ RECIPE = RECIPES[ARGS.scale]
 
 space = Space(
     lr=Real(1e-4, 1e-1, log=True),
-    schedule=Schedule("cosine", "linear", "rex", warmup=WARMUP, wsd={"decay": Real(0.1, 0.6)}),
+    schedule=Schedule("cosine", "linear", "rex", warmup=WARMUP, floor=0.0, shape=0.5, wsd={"decay": Real(0.1, 0.6)}),
     data=Mixture(*ARGS.domains, floor=0.01),
     fidelity=Fidelity(
         params={label: shape.parameters for label, shape in RECIPE.shapes.items()},

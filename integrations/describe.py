@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bo import Study, Trial
-from search_spaces import Mixture, Scale, Schedule, Space
+from bo.ports import ELSEWHERE
+from search_spaces import Curve, Scale, SwitchedMixture
 
 
 def number(value: float) -> str:
@@ -34,29 +35,38 @@ def scale_words(scale: Scale) -> str:
 
 def value_words(value: Any) -> str:
     """One value of a configuration: a schedule, a mixture or a scalar."""
-    if hasattr(value, "to_json") and hasattr(value, "factor"):
-        settings = dict(value.to_json())
-        family = settings.pop("family")
-        inner = ", ".join(f"{name} {number(v) if isinstance(v, float) else v}" for name, v in settings.items())
-        return f"{family} ({inner})" if inner else str(family)
+    if isinstance(value, Curve):
+        inner = ", ".join(f"{name} {value_words(getattr(value, name))}" for name in value.settings())
+        return f"{value.family} ({inner})" if inner else value.family
+    if isinstance(value, tuple):
+        return "/".join(map(value_words, value)) if len(value) <= 5 else f"{len(value)} numbers"
+    if isinstance(value, SwitchedMixture):
+        return f"{value_words(value.first)}; from {100 * value.switch:.0f}% of the run {value_words(value.last)}"
     if isinstance(value, Mapping):
         shares = sorted(value.items(), key=lambda item: -item[1])
         return ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares)
     return number(value) if isinstance(value, float) else str(value)
 
 
-def config_line(space: Space, config: Mapping[str, Any]) -> str:
+def config_line(config: Mapping[str, Any]) -> str:
     """A configuration on one line, mixtures by their largest shares."""
     words = []
     for name, value in config.items():
-        if isinstance(space.parameters.get(name), Mixture):
-            shares = sorted(value.items(), key=lambda item: -item[1])[:3]
-            words.append(name + " " + "+".join(f"{source}:{100 * share:.0f}" for source, share in shares))
-        elif isinstance(space.parameters.get(name), Schedule):
+        if isinstance(value, SwitchedMixture):
+            words.append(f"{name} {_largest(value.first)}, then {_largest(value.last)}")
+        elif isinstance(value, Mapping):
+            words.append(f"{name} {_largest(value)}")
+        elif isinstance(value, Curve):
             words.append(value.family)
         else:
             words.append(f"{name} {value_words(value)}")
     return "  ".join(words)
+
+
+def _largest(shares: Mapping[str, float]) -> str:
+    """The three largest shares of a mixture, in percent."""
+    ranked = sorted(shares.items(), key=lambda item: -item[1])[:3]
+    return "+".join(f"{source}:{100 * share:.0f}" for source, share in ranked)
 
 
 def config_table(config: Mapping[str, Any], indent: str = "  ") -> str:
@@ -76,7 +86,7 @@ def status(study: Study, driver: str | None) -> str:
     """Where a study stands: counts, spend, what runs, the best so far."""
     counts: dict[str, int] = {}
     for trial in study.trials:
-        key = "added" if trial.source == "added" else trial.status
+        key = trial.source if trial.source in ELSEWHERE else trial.status
         counts[key] = counts.get(key, 0) + 1
     limits = study.limits
     of_trials = f" of {limits.n_trials}" if limits.n_trials else ""
@@ -156,7 +166,7 @@ def summary(study: Study, how: str = "") -> str:
 
 def _proxy_words(study: Study) -> list[str]:
     """What the proxies cost, and what they bought: how good the first target run after them was."""
-    proxies = [t for t in study.trials if t.scale != study.top and t.source != "added"]
+    proxies = [t for t in study.trials if t.scale != study.top and t.source not in ELSEWHERE]
     led_to = [t for t in study.trials if t.source == "ladder/target"]
     if not proxies:
         return []

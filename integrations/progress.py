@@ -52,7 +52,7 @@ class Progress:
         where = f"{scale:<26}" if scale else ""
         return (
             f"{time.strftime('%H:%M:%S')}  {trial.id:>4}  {trial.source:<13} {where}{result:>8}{mark} "
-            f"{config_line(self.study.space, trial.config)}"
+            f"{config_line(trial.config)}"
         )
 
     def _last_line(self) -> None:

@@ -8,9 +8,10 @@ has all its names; where one belongs to an option that was not chosen it says no
 
 import ast
 import math
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,6 @@ from search_spaces.stored import StoredFunction
 
 #: How far left and right may be on the wrong side, relative to their size, in a config that a user hands in.
 TOLERANCE = 1e-9
-
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
 
 
 @dataclass(frozen=True)
@@ -40,8 +33,9 @@ class Inequality:
     """What it speaks of, less what is known."""
     known: tuple[tuple[str, float], ...] = ()
     """Values of scale axes, once the scale is known."""
-    _low: ast.expr = field(default_factory=ast.expr, compare=False, repr=False)
-    _high: ast.expr = field(default_factory=ast.expr, compare=False, repr=False)
+    low: str = field(default="", compare=False, repr=False)
+    """The side that must be less, nothing but arithmetic."""
+    high: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def of(cls, text: str) -> "Inequality":
@@ -64,7 +58,7 @@ class Inequality:
             _collect(text, side, names)
         if not names:
             raise ValueError(f"The constraint {text!r} names no parameter.")
-        low, high = tree.left, tree.comparators[0]
+        low, high = ast.unparse(tree.left), ast.unparse(tree.comparators[0])
         if isinstance(tree.ops[0], ast.GtE):
             low, high = high, low
         return cls(ast.unparse(tree), tuple(names), (), low, high)
@@ -73,18 +67,17 @@ class Inequality:
         """The same constraint once these names have values."""
         known = tuple((name, values[name]) for name in self.names if name in values)
         rest = tuple(name for name in self.names if name not in values)
-        return Inequality(self.text, rest, (*self.known, *known), self._low, self._high)
+        return Inequality(self.text, rest, (*self.known, *known), self.low, self.high)
 
     def sides(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
         """(what must be less, what must be more) for a number, or an array, behind each name."""
         everything = {**dict(self.known), **values}
-        with np.errstate(all="ignore"):
-            return _evaluate(self._low, everything), _evaluate(self._high, everything)
+        return eval(_code(self.low), {}, everything), eval(_code(self.high), {}, everything)
 
     def excess(self, values: Mapping[str, Array]) -> Array:
         """(n,) how much too large the smaller side is, relative to the sides; at most 0 where it holds."""
-        low, high = self.sides(values)
         with np.errstate(all="ignore"):
+            low, high = self.sides(values)
             excess: Array = (low - high) / (np.abs(low) + np.abs(high))
         # 0 <= 0 holds; what cannot be computed (a negative base, an overflow) does not.
         return np.where(low == high, 0.0, np.where(np.isfinite(excess), excess, 1.0))
@@ -94,7 +87,7 @@ class Inequality:
         if not all(name in config for name in self.names):
             return True
         try:
-            low, high = self.sides({name: config[name] for name in self.names})
+            low, high = self.sides(config)
             return bool(low <= high or low - high <= tolerance * (abs(low) + abs(high)))
         except (ArithmeticError, TypeError):  # a division by zero, an overflow, a root of a negative number
             return False
@@ -152,7 +145,7 @@ def _collect(text: str, node: ast.expr, names: dict[str, None]) -> None:
             pass
         case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
             _collect(text, node.operand, names)
-        case ast.BinOp() if type(node.op) in _OPERATORS:
+        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.Pow()):
             _collect(text, node.left, names)
             _collect(text, node.right, names)
         case _:
@@ -162,15 +155,7 @@ def _collect(text: str, node: ast.expr, names: dict[str, None]) -> None:
             )
 
 
-def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    match node:
-        case ast.Name():
-            return values[node.id]
-        case ast.Constant():
-            return node.value
-        case ast.UnaryOp():
-            inside = _evaluate(node.operand, values)
-            return -inside if isinstance(node.op, ast.USub) else inside
-        case ast.BinOp():
-            return _OPERATORS[type(node.op)](_evaluate(node.left, values), _evaluate(node.right, values))
-    raise AssertionError(f"{ast.dump(node)} passed _collect")
+@lru_cache(maxsize=256)
+def _code(expression: str) -> CodeType:
+    """Of an expression that has passed `_collect`; kept apart from the constraint, which then can be pickled."""
+    return compile(expression, "<constraint>", "eval")

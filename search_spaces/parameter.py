@@ -113,11 +113,15 @@ def codes_of(x: Array, levels: int) -> npt.NDArray[np.intp]:
     return np.minimum((x * levels).astype(np.intp), levels - 1)
 
 
+def _range_repr(name: str, low: float, high: float, log: bool) -> str:
+    return f"{name}({low!r}, {high!r}{', log=True' if log else ''})"
+
+
 def _log_octaves(low: float, high: float, log: bool) -> float | None:
     return math.log2(high) - math.log2(low) if log else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Real(Parameter):
     """A real number in [low, high], uniform, or uniform in its logarithm with `log=True`."""
 
@@ -142,6 +146,9 @@ class Real(Parameter):
         if not math.isfinite(self.high - self.low):
             raise ValueError(f"Real needs high - low to fit a float, got low={self.low!r}, high={self.high!r}.")
 
+    def __repr__(self) -> str:
+        return _range_repr("Real", self.low, self.high, self.log)
+
     def columns(self, path: str) -> tuple[Column, ...]:
         return (Column(path, path, "real", octaves=_log_octaves(self.low, self.high, self.log)),)
 
@@ -162,6 +169,10 @@ class Real(Parameter):
         return np.clip(x, 0.0, 1.0)
 
     def decode(self, x: Array) -> list[float]:
+        return list(self.numbers(x).tolist())
+
+    def numbers(self, x: Array) -> Array:
+        """(n, 1) columns to an array of the `n` values."""
         if self.log:
             start, span = math.log(self.low), math.log(self.high) - math.log(self.low)
             v = np.exp(start + x[:, 0] * span)
@@ -170,10 +181,10 @@ class Real(Parameter):
         v = np.clip(v, self.low, self.high)
         v[x[:, 0] == 0] = self.low  # rounding must not move the ends
         v[x[:, 0] == 1] = self.high
-        return list(v.tolist())
+        return np.asarray(v)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Integer(Parameter):
     """A whole number in [low, high]. Each has a cell of the column and sits in its middle.
 
@@ -200,6 +211,9 @@ class Integer(Parameter):
         if self.log and self.low < 1:
             raise ValueError(f"Integer on a log scale needs low >= 1, got low={self.low}.")
 
+    def __repr__(self) -> str:
+        return _range_repr("Integer", self.low, self.high, self.log)
+
     @property
     def levels(self) -> int:
         return self.high - self.low + 1
@@ -224,7 +238,7 @@ class Integer(Parameter):
         return (0.5 * (np.log(v - 0.5) + np.log(v + 0.5)) - start) / (end - start)
 
     def relaxed(self, x: Array) -> Array:
-        """(n, 1) columns to `n` numbers that `decode` rounds."""
+        """(n, 1) columns to `n` numbers that are rounded to the values."""
         if self.log:
             start, end = self._log_ends()
             v: Array = np.exp(start + x[:, 0] * (end - start))
@@ -233,8 +247,11 @@ class Integer(Parameter):
         return v
 
     def decode(self, x: Array) -> list[int]:
-        v = np.floor(self.relaxed(x) + 0.5)
-        return list(np.clip(v, self.low, self.high).astype(np.int64).tolist())
+        return list(self.numbers(x).astype(np.int64).tolist())
+
+    def numbers(self, x: Array) -> Array:
+        """(n, 1) columns to an array of the `n` values, whole numbers as floats."""
+        return np.clip(np.floor(self.relaxed(x) + 0.5), self.low, self.high)
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,10 @@ class Place:
     def numbers(self, x: Array, relaxed: bool) -> Array:
         """The `n` values at (n, d) points as numbers; integers as they are before rounding when `relaxed`."""
         columns = x[:, self.start : self.stop]
-        if relaxed and isinstance(self.parameter, Integer):
-            return self.parameter.relaxed(columns)
+        if isinstance(self.parameter, Integer):
+            return self.parameter.relaxed(columns) if relaxed else self.parameter.numbers(columns)
+        if isinstance(self.parameter, Real):
+            return self.parameter.numbers(columns)
         return np.array(self.parameter.decode(columns), dtype=np.float64)
 
 
@@ -85,11 +87,11 @@ class Region:
 
     def holds(self, x: Array) -> Mask:
         """(n, d) points -> (n,): whether every inequality holds at what the point decodes to."""
-        return np.asarray((self._excess(x, relaxed=False) <= 0).all(axis=1))
+        return np.asarray(np.all(self._excess(x, relaxed=False) <= 0, axis=1))
 
     def pull(self, x: Array, relaxed: bool, slack: float = ROUNDING) -> Array:
         """The points (n, d), those that break an inequality by more than `slack` moved on the way to their anchor."""
-        bad = (self._excess(x, relaxed) > slack).any(axis=1)
+        bad = np.any(self._excess(x, relaxed) > slack, axis=1)
         if not bad.any():
             return x
         outer = x[bad]
@@ -97,15 +99,18 @@ class Region:
         anchor = np.empty_like(outer)
         for rows, inside in self._inside(outer, free):
             anchor[rows] = inside[0]
-        low, high = np.zeros(len(outer)), np.ones(len(outer))
-        for _ in range(50):
-            middle = 0.5 * (low + high)
-            at = np.where(free, anchor + middle[:, None] * (outer - anchor), outer)
-            good = (self._excess(at, relaxed) <= 0).all(axis=1)
-            low, high = np.where(good, middle, low), np.where(good, high, middle)
+        start, way = np.where(free, anchor, outer), np.where(free, outer - anchor, 0.0)
+        low, width = np.zeros(len(outer)), 1.0
+        eighths = np.arange(1, 8) / 8
+        for _ in range(14):  # eighths of eighths: as good as 42 halvings, in a third of the calls
+            t = low[:, None] + width * eighths  # n x 7
+            at = start[:, None] + t[..., None] * way[:, None]  # n x 7 x d
+            good = np.all(self._excess(at.reshape(-1, at.shape[-1]), relaxed) <= 0, axis=1).reshape(t.shape)
+            width /= 8
+            low += width * np.where(good.all(axis=1), 7, good.argmin(axis=1))
         low *= 1 - 1e-9  # a little further in, so that encoding and decoding cannot round it out again
         pulled = x.copy()
-        pulled[bad] = np.where(free, anchor + low[:, None] * (outer - anchor), outer)
+        pulled[bad] = start + low[:, None] * way
         return pulled
 
     def walk(self, x: Array, rng: np.random.Generator) -> Array:

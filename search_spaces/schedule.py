@@ -1,184 +1,53 @@
-"""Learning-rate schedules: as values, functions of the step, and as a parameter of a space.
+"""A learning-rate schedule as a parameter of a space: which family, and the settings that vary."""
 
-A value says what share of the peak learning rate a step gets:
-
-    WSD(decay=0.2, warmup=0.02).factor(step, total_steps)
-
-Steps are counted from 0, so a run of T steps asks for 0 .. T - 1; step T, the state after the run, is allowed as well.
-All lengths are fractions of the run. Warm-up lasts W = round(warmup * T) whole steps (a half goes to the even number)
-and gives step t < W the factor (t + 1) / W, so the last of them has the peak; after it comes the family's own curve
-from 1 down to `floor`, a fraction of the peak.
-
-A new family is one dataclass and one row of FAMILIES.
-"""
-
-import difflib
 import itertools
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, overload
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from search_spaces.curve import (
+    FAMILIES,
+    Curve,
+    curve_from_json,
+    family_named,
+    refuse_setting,
+)
 from search_spaces.parameter import Array, Column, Parameter, Real, codes_of, is_number, plain
 
+#: Where `Schedule.curves` looks at a curve, as fractions of training: m of them, closer in warm-up and in the decay.
+PROGRESS: Array = np.concatenate([np.arange(1, 9) / 80, np.arange(3, 17) / 20, np.arange(65, 81) / 80])
+PROGRESS.setflags(write=False)
+#: The part of training that each of PROGRESS stands for (m).
+_PARTS: Array = np.diff(PROGRESS, prepend=0.0)
 
-class Curve(ABC):
-    """A schedule as a value: a frozen dataclass a family, whose fields are its settings, numbers with defaults."""
-
-    family: ClassVar[str]
-    warmup: float
-    floor: float
-
-    def __post_init__(self) -> None:
-        for setting in self.settings():
-            value = plain(getattr(self, setting))
-            if not is_number(value):
-                raise ValueError(f"Schedule {self.family} needs a number for {setting}, got {value!r}.")
-            object.__setattr__(self, setting, float(value))
-        self._require(0 <= self.warmup < 1, "warmup in [0, 1), a fraction of the steps", warmup=self.warmup)
-        self._require(0 <= self.floor <= 1, "floor in [0, 1], a fraction of the peak", floor=self.floor)
-
-    @classmethod
-    def settings(cls) -> tuple[str, ...]:
-        """The names of the family's settings."""
-        return tuple(f.name for f in fields(cls))  # type: ignore[arg-type]  # every family is a dataclass
-
-    def _require(self, holds: bool, allowed: str, **given: float) -> None:
-        if not holds:
-            got = ", ".join(f"{name}={value!r}" for name, value in given.items())
-            raise ValueError(f"Schedule {self.family} needs {allowed}, got {got}.")
-
-    @overload
-    def factor(self, step: float, total_steps: float) -> float: ...
-    @overload
-    def factor(self, step: Sequence[float] | npt.NDArray[Any], total_steps: float) -> Array: ...
-    def factor(self, step: float | Sequence[float] | npt.NDArray[Any], total_steps: float) -> float | Array:
-        """Learning rate at `step` over its peak; a number for a number, an array for an array of steps.
-
-        ValueError when a step is outside [0, total_steps] or total_steps is no whole number >= 1.
-        """
-        total = plain(total_steps)
-        if not is_number(total) or not math.isfinite(total) or total < 1 or total != int(total):
-            raise ValueError(f"total_steps must be a whole number >= 1, got {total!r}.")
-        total = int(total)  # tokens // tokens_per_step is a float
-        t = np.asarray(step, dtype=np.float64)
-        inside = (t >= 0) & (t <= total)  # False for NaN
-        if not inside.all():
-            raise ValueError(f"step must be in [0, total_steps={total}], got {t[~inside].flat[0]:g}.")
-        warm = round(self.warmup * total)
-        after = self.floor + (1.0 - self.floor) * self._fall(np.maximum(t, warm), warm, total)
-        factors = np.where(t < warm, (t + 1.0) / max(warm, 1), after)
-        return factors if factors.ndim else float(factors)
-
-    @abstractmethod
-    def _fall(self, t: Array, warm: int, total: int) -> Array:
-        """The curve from 1 to 0 at steps t >= warm."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"family": self.family} | {name: getattr(self, name) for name in self.settings()}
-
-
-def _progress(t: Array, warm: int, total: int) -> Array:
-    """u = (t - W) / (T - W) in [0, 1]; 0 where warm-up takes the whole run."""
-    return (t - warm) / max(total - warm, 1)
-
-
-@dataclass(frozen=True)
-class Cosine(Curve):
-    """(1 + cos(pi u)) / 2 with u = (t - W) / (T - W) (Loshchilov & Hutter 2017, eq. 5, one cycle)."""
-
-    family = "cosine"
-    warmup: float = 0.0
-    floor: float = 0.0
-
-    def _fall(self, t: Array, warm: int, total: int) -> Array:
-        return 0.5 * (1.0 + np.cos(math.pi * _progress(t, warm, total)))
-
-
-@dataclass(frozen=True)
-class Linear(Curve):
-    """1 - u with u = (t - W) / (T - W)."""
-
-    family = "linear"
-    warmup: float = 0.0
-    floor: float = 0.0
-
-    def _fall(self, t: Array, warm: int, total: int) -> Array:
-        return 1.0 - _progress(t, warm, total)
-
-
-@dataclass(frozen=True)
-class WSD(Curve):
-    """Warm-up, stable, decay: 1 until the last decay * T steps, then linearly to 0.
-
-    Hu et al. 2024, arXiv 2404.06395; Haegele et al. 2024, arXiv 2405.18392.
-    """
-
-    family = "wsd"
-    decay: float = 0.2
-    warmup: float = 0.0
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(0 < self.decay <= 1, "decay in (0, 1], a fraction of the steps", decay=self.decay)
-        self._require(self.warmup + self.decay <= 1, "warmup + decay <= 1", warmup=self.warmup, decay=self.decay)
-
-    def _fall(self, t: Array, warm: int, total: int) -> Array:
-        return np.minimum((total - t) / (self.decay * total), 1.0)
-
-
-@dataclass(frozen=True)
-class REX(Curve):
-    """(1 - z) / (1/2 + (1 - z)/2), z = (t - W) / (T - W) (Chen et al. 2021, arXiv 2107.04197).
-
-    The paper has no warm-up and z = t / T; here z runs over what follows warm-up, as u does for the others.
-    """
-
-    family = "rex"
-    warmup: float = 0.0
-    floor: float = 0.0
-
-    def _fall(self, t: Array, warm: int, total: int) -> Array:
-        rest = 1.0 - _progress(t, warm, total)
-        return rest / (0.5 + 0.5 * rest)
-
-
-FAMILIES: dict[str, type[Curve]] = {
-    "cosine": Cosine,
-    "linear": Linear,
-    "wsd": WSD,
-    "rex": REX,
-}
-
-
-def curve_from_json(obj: Mapping[str, Any]) -> Curve:
-    """The value that `to_json` wrote; settings left out have the family's defaults."""
-    settings = dict(obj)
-    family = settings.pop("family", None)
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ValueError(f"A schedule needs a family, one of {list(FAMILIES)}, got family={family!r}.")
-    unknown = [name for name in settings if name not in FAMILIES[family].settings()]
-    if unknown:
-        raise ValueError(f"Schedule {family} has no setting {unknown}; it has {list(FAMILIES[family].settings())}.")
-    return FAMILIES[family](**settings)
+#: A setting: fixed at a number, varied by a Real, a tuple of such, or fixed at None.
+Setting: TypeAlias = float | Real | tuple[float | Real, ...] | None
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A column of a setting that varies: of every family, or of one."""
+    """A column of a setting, or of an item of one, that varies: of every family, or of one."""
 
     setting: str
+    item: int | None
     real: Real
     family: str | None
     """None for every family."""
 
+    @property
+    def name(self) -> str:
+        return self.setting if self.item is None else f"{self.setting}.{self.item}"
+
     def holds_for(self, family: str) -> bool:
         return self.family is None or self.family == family
+
+    def of(self, curve: Curve) -> float:
+        value = getattr(curve, self.setting)
+        number: float = value if self.item is None else value[self.item]
+        return number
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -189,15 +58,17 @@ class Schedule(Parameter):
 
     Names, and keywords that are names of families, say which families are in it; such a keyword gives that family its
     own settings. Other keywords hold for all families that have such a setting and no own one. A setting is a number
-    (fixed) or a Real; left out, it has the family's default.
+    (fixed) or a Real; one that is a list has a tuple of these. Left out, it varies over the family's range (`ranges`),
+    or has its default where there is none.
 
-    Columns: one for the family when there are several, one for each setting that varies. A Real that holds for every
-    family is one column; one that does not is a column for each family it holds for, counting only there.
+    Columns: one for the family when there are several, one for each setting that varies, or item of one. What varies
+    in the same way for every family is one column; anything else is a column for each family it holds for, counting
+    only there.
     """
 
-    families: Mapping[str, Mapping[str, float | Real]]
+    families: Mapping[str, Mapping[str, Setting]]
     """Family -> its own settings: everything but the shared ones."""
-    shared: Mapping[str, Real]
+    shared: Mapping[str, Setting]
     """Settings that vary in the same way for every family."""
     _slots: tuple[_Slot, ...] = field(compare=False)
     """The columns after that of the family."""
@@ -209,39 +80,53 @@ class Schedule(Parameter):
         known = tuple(dict.fromkeys(s for name in names or FAMILIES for s in FAMILIES[name].settings()))
         for setting in settings:
             if setting not in known:
-                _refuse_setting(f"Schedule with the families {list(names)}", setting, (*known, *FAMILIES))
+                refuse_setting(f"Schedule with the families {list(names)}", setting, (*known, *FAMILIES))
         if not names:
             raise ValueError(f"Schedule needs at least one family; there are {list(FAMILIES)}.")
-        complete: dict[str, dict[str, float | Real]] = {}
+        complete: dict[str, dict[str, Setting]] = {}
         for name in names:
-            defaults = {setting: getattr(FAMILIES[name], setting) for setting in FAMILIES[name].settings()}
-            general = {setting: value for setting, value in settings.items() if setting in defaults}
-            complete[name] = defaults | general | dict(own.get(name, {}))
-            _check_corners(name, complete[name])
+            family = FAMILIES[name]
+            given = family.defaults() | family.ranges()
+            given |= {setting: value for setting, value in settings.items() if setting in given}
+            given |= own.get(name, {})
+            complete[name] = {setting: _setting(family, setting, value) for setting, value in given.items()}
+            _check_corners(family, complete[name])
+        first = complete[names[0]]
         shared = {
-            setting: settings[setting]
+            setting: first[setting]
             for setting in known
-            if isinstance(settings.get(setting), Real)
-            and all(setting in complete[name] and setting not in own.get(name, {}) for name in names)
+            if _varies(first.get(setting))
+            and all(
+                setting not in own.get(name, {}) and complete[name].get(setting) == first[setting] for name in names
+            )
         }
         resolved = {
-            name: {
-                setting: value if isinstance(value, Real) else float(value)
-                for setting, value in entries.items()
-                if setting not in shared
-            }
+            name: {setting: value for setting, value in entries.items() if setting not in shared}
             for name, entries in complete.items()
         }
         object.__setattr__(self, "families", resolved)
         object.__setattr__(self, "shared", shared)
-        slots = [_Slot(setting, real, None) for setting, real in shared.items()]
+        slots = _slots(shared, None)
         for name, entries in resolved.items():
-            slots += [_Slot(setting, value, name) for setting, value in entries.items() if isinstance(value, Real)]
+            slots += _slots(entries, name)
         object.__setattr__(self, "_slots", tuple(slots))
 
     def __repr__(self) -> str:
-        settings = {**self.shared, **{name: dict(entries) for name, entries in self.families.items()}}
-        return f"Schedule({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+        """Only what differs from the families' own ranges and defaults."""
+        given: dict[str, dict[str, Setting]] = {}
+        for name, entries in self.families.items():
+            usual = FAMILIES[name].defaults() | FAMILIES[name].ranges()
+            given[name] = {s: v for s, v in {**self.shared, **entries}.items() if v != usual[s]}
+        common = {
+            setting: value
+            for setting, value in next(iter(given.values())).items()
+            if all(setting in own and own[setting] == value for own in given.values())
+        }
+        own = {name: {s: v for s, v in some.items() if s not in common} for name, some in given.items()}
+        parts = [repr(name) for name, some in own.items() if not some]
+        parts += [f"{setting}={value!r}" for setting, value in common.items()]
+        parts += [f"{name}={some!r}" for name, some in own.items() if some]
+        return f"Schedule({', '.join(parts)})"
 
     @property
     def _layout(self) -> tuple[tuple[str, ...], int, tuple[_Slot, ...]]:
@@ -250,12 +135,12 @@ class Schedule(Parameter):
 
     def columns(self, path: str) -> tuple[Column, ...]:
         names, first, slots = self._layout
-        columns = [Column(path, path, "choice", len(names))] if first else []
+        columns = [Column(path, path, "choice", len(names), schedule=path)] if first else []
         for slot in slots:
             where = path if slot.family is None else f"{path}.{slot.family}"
             when = ((0, names.index(slot.family)),) if first and slot.family is not None else ()
-            (column,) = slot.real.columns(f"{where}.{slot.setting}")
-            columns.append(replace(column, parameter=path, when=when))
+            (column,) = slot.real.columns(f"{where}.{slot.name}")
+            columns.append(replace(column, parameter=path, when=when, schedule=path))
         return tuple(columns)
 
     def check(self, path: str, value: Any) -> Curve:
@@ -266,44 +151,100 @@ class Schedule(Parameter):
         if value.family not in self.families:
             raise ValueError(f"{path} must be of a family in {list(self.families)}, got {value!r}.")
         for setting, allowed in {**self.shared, **self.families[value.family]}.items():
-            given = getattr(value, setting)
-            if isinstance(allowed, Real):
-                allowed.check(f"{path}.{setting}", given)
-            elif given != allowed:
-                raise ValueError(f"{path}.{setting} is fixed at {allowed!r} in this space, got {given!r}.")
+            where, given = f"{path}.{setting}", getattr(value, setting)
+            if isinstance(allowed, tuple):
+                if given is None or len(given) != len(allowed):
+                    raise ValueError(f"{where} has {len(allowed)} items in this space, got {given!r}.")
+                for item, (bounds, number) in enumerate(zip(allowed, given, strict=True)):
+                    _check_number(f"{where}.{item}", bounds, number)
+            else:
+                _check_number(where, allowed, given)
         return value
 
-    def _fixed(self, path: str, given: Mapping[str, Any]) -> dict[str, float]:
+    def _fixed(self, path: str, given: Mapping[str, Any]) -> dict[str, Setting]:
         """What is fixed for the family of a schedule in JSON: it may leave that out, but nothing that varies."""
         family = given.get("family")
         settings = {**self.shared, **self.families[family]} if family in list(self.families) else {}
-        if missing := [name for name, allowed in settings.items() if isinstance(allowed, Real) and name not in given]:
+        if missing := [name for name, allowed in settings.items() if _varies(allowed) and name not in given]:
             raise ValueError(f"{path} has no value for {missing}; schedule {family} needs it in this space.")
-        return {name: allowed for name, allowed in settings.items() if not isinstance(allowed, Real)}
+        return {name: allowed for name, allowed in settings.items() if not _varies(allowed)}
 
     def encode(self, values: Sequence[Curve]) -> Array:
         names, first, slots = self._layout
         x = np.full((len(values), first + len(slots)), 0.5)
-        if first:
-            x[:, 0] = (np.array([names.index(value.family) for value in values]) + 0.5) / len(names)
-        for column, slot in enumerate(slots, start=first):
-            rows = [row for row, value in enumerate(values) if slot.holds_for(value.family)]
-            x[rows, column] = slot.real.encode([getattr(values[row], slot.setting) for row in rows])[:, 0]
+        rows: dict[str, list[int]] = {name: [] for name in names}
+        for row, value in enumerate(values):
+            rows[value.family].append(row)
+        for code, name in enumerate(names):
+            curves = [values[row] for row in rows[name]]
+            if first:
+                x[rows[name], 0] = (code + 0.5) / len(names)
+            for column, slot in enumerate(slots, start=first):
+                if slot.holds_for(name):
+                    x[rows[name], column] = slot.real.encode([slot.of(curve) for curve in curves])[:, 0]
         return x
 
     def decode(self, x: Array) -> list[Curve]:
-        names, first, slots = self._layout
-        codes = codes_of(x[:, 0], len(names)).tolist() if first else [0] * len(x)
-        tuned = [slot.real.decode(x[:, [column]]) for column, slot in enumerate(slots, start=first)]
-        values = []
-        for row, code in enumerate(codes):
-            family = names[code]
-            settings: dict[str, Any] = dict(self.families[family])
-            for slot, decoded in zip(slots, tuned, strict=True):
-                if slot.holds_for(family):
-                    settings[slot.setting] = decoded[row]
-            values.append(FAMILIES[family](**settings))
-        return values
+        values = np.empty(len(x), dtype=object)
+        for name, rows in self._rows(x):
+            settings, varying = self._settings(name, x[rows])
+            family, setting_names = FAMILIES[name], tuple(varying)
+            columns = [list(zip(*v, strict=True)) if isinstance(v, tuple) else v for v in varying.values()]
+            if not columns:
+                values[rows] = family.unchecked(settings)
+                continue
+            # The corners were tried when this was made, so everything between them is allowed.
+            values[rows] = [
+                family.unchecked(settings | dict(zip(setting_names, row, strict=True)))
+                for row in zip(*columns, strict=True)
+            ]
+        return list(values)
+
+    def curves(self, x: Array, tokens: Array | None) -> Array:
+        """(n, k) columns to (n, m) factors at PROGRESS, in the limit of many steps: what training sees of a schedule.
+
+        Continuous in every setting. tokens: n, of each row's run, for families that count them (`Power`); when nothing
+        is known of them, it has 10,000 steps.
+        """
+        factors = np.empty((len(x), len(PROGRESS)))
+        for name, rows in self._rows(x):
+            settings, varying = self._settings(name, x[rows])
+            for setting, values in varying.items():
+                arrays = [np.array(v)[:, None] for v in (values if isinstance(values, tuple) else (values,))]
+                settings[setting] = tuple(arrays) if isinstance(values, tuple) else arrays[0]
+            known = None if tokens is None else tokens[rows][:, None]
+            factors[rows] = FAMILIES[name].unchecked(settings).limit(PROGRESS, _PARTS, known)
+        return factors
+
+    def _rows(self, x: Array) -> list[tuple[str, npt.NDArray[np.intp]]]:
+        """Each family that occurs, and its rows."""
+        names, first, _ = self._layout
+        codes = codes_of(x[:, 0], len(names)) if first else np.zeros(len(x), dtype=np.intp)
+        found = [(name, np.flatnonzero(codes == code)) for code, name in enumerate(names)]
+        return [(name, rows) for name, rows in found if len(rows)]
+
+    def _settings(
+        self, family: str, x: Array
+    ) -> tuple[dict[str, Any], dict[str, list[float] | tuple[list[float], ...]]]:
+        """The fixed settings of r rows of one family, and those that vary: r numbers, or r for each item."""
+        _, first, slots = self._layout
+        numbers = {
+            (slot.setting, slot.item): slot.real.decode(x[:, column : column + 1])
+            for column, slot in enumerate(slots, start=first)
+            if slot.holds_for(family)
+        }
+        fixed: dict[str, Any] = {}
+        varying: dict[str, list[float] | tuple[list[float], ...]] = {}
+        for setting, value in {**self.shared, **self.families[family]}.items():
+            if not _varies(value):
+                fixed[setting] = value
+            elif isinstance(value, tuple):
+                varying[setting] = tuple(
+                    numbers[setting, i] if isinstance(item, Real) else [item] * len(x) for i, item in enumerate(value)
+                )
+            else:
+                varying[setting] = numbers[setting, None]
+        return fixed, varying
 
     def to_json(self, value: Curve) -> dict[str, Any]:
         return value.to_json()
@@ -311,8 +252,7 @@ class Schedule(Parameter):
 
 def _check_families(names: Sequence[str], own: Mapping[str, Any]) -> None:
     for name in names:
-        if name not in FAMILIES:
-            raise ValueError(f"{name!r} is no schedule family; there are {list(FAMILIES)}.")
+        family_named(name)
         if names.count(name) > 1:
             raise ValueError(f"Schedule has the family {name!r} twice; each may be there once.")
     for name, settings in own.items():
@@ -320,20 +260,66 @@ def _check_families(names: Sequence[str], own: Mapping[str, Any]) -> None:
             raise ValueError(f"Schedule needs a dictionary of settings for {name}, got {settings!r}.")
         for setting in settings:
             if setting not in FAMILIES[name].settings():
-                _refuse_setting(f"Schedule {name}", setting, FAMILIES[name].settings())
+                refuse_setting(f"Schedule {name}", setting, FAMILIES[name].settings())
 
 
-def _refuse_setting(what: str, setting: str, known: Sequence[str]) -> None:
-    near = difflib.get_close_matches(setting, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {list(known)}."
-    raise ValueError(f"{what} has no setting {setting!r}; {hint}")
+def _setting(family: type[Curve], setting: str, value: Any) -> Setting:
+    """A setting as a Schedule keeps it."""
+    if setting not in family.lists:
+        return _entry(f"Schedule {family.family} needs a number or a Real for {setting}, got {value!r}.", value)
+    if value is None and family.defaults()[setting] is None:
+        return None
+    message = f"Schedule {family.family} needs a list of numbers or Reals for {setting}, got {value!r}."
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise ValueError(message)
+    return tuple(_entry(message, item) for item in value)
 
 
-def _check_corners(family: str, settings: Mapping[str, object]) -> None:
-    """Every decoded value must be allowed; the rules are linear in the settings, so it is enough to try the corners."""
+def _entry(message: str, value: Any) -> float | Real:
+    value = plain(value)
+    if isinstance(value, Real):
+        return value
+    if not is_number(value):
+        raise ValueError(message)
+    return float(value)
+
+
+def _varies(value: Setting) -> bool:
+    return isinstance(value, Real) or (isinstance(value, tuple) and any(isinstance(item, Real) for item in value))
+
+
+def _slots(settings: Mapping[str, Setting], family: str | None) -> list[_Slot]:
+    slots = []
     for setting, value in settings.items():
-        if not isinstance(value, Real) and not is_number(value):
-            raise ValueError(f"Schedule {family} needs a number or a Real for {setting}, got {value!r}.")
-    ends = [(value.low, value.high) if isinstance(value, Real) else (value,) for value in settings.values()]
-    for corner in itertools.product(*ends):
-        FAMILIES[family](**dict(zip(settings, corner, strict=True)))
+        items = enumerate(value) if isinstance(value, tuple) else [(None, value)]
+        slots += [_Slot(setting, item, real, family) for item, real in items if isinstance(real, Real)]
+    return slots
+
+
+def _check_number(where: str, allowed: Setting, given: float | None) -> None:
+    if isinstance(allowed, Real):
+        allowed.check(where, given)
+    elif given != allowed:
+        raise ValueError(f"{where} is fixed at {allowed!r} in this space, got {given!r}.")
+
+
+def _check_corners(family: type[Curve], settings: Mapping[str, Setting]) -> None:
+    """Every decoded value must be allowed: no rule joins more than two numbers, and each is monotone in both, so it is
+    enough to try the corners of any two that vary, with the others at their low ends."""
+    slots = _slots(settings, None)
+    for pair in itertools.combinations(slots, min(len(slots), 2)):
+        for high in itertools.product((False, True), repeat=len(pair)):
+            at_high = {(slot.setting, slot.item) for slot, up in zip(pair, high, strict=True) if up}
+            corner = {
+                setting: tuple(_end(item, (setting, i) in at_high) for i, item in enumerate(value))
+                if isinstance(value, tuple)
+                else _end(value, (setting, None) in at_high)
+                for setting, value in settings.items()
+            }
+            family(**corner)
+
+
+def _end(value: Setting, high: bool) -> Any:
+    if isinstance(value, Real):
+        return value.high if high else value.low
+    return value

@@ -73,13 +73,20 @@ class Space:
         columns: list[Column] = []
         places = _lay_out(parameters, columns, path="", owner=None, when=())
         axes = set() if fidelity is None else {axis.name for axis in fidelity.axes}
-        inequalities = [c for c in constraints if isinstance(c, Inequality) and not axes.intersection(c.names)]
+        inequalities = [c for c in constraints if isinstance(c, Inequality)]
+        for inequality in inequalities:
+            if both := axes.intersection(inequality.names).intersection(place.name for place in _every(places)):
+                raise ValueError(
+                    f"The constraint {inequality.text!r} names {sorted(both)}, which are parameters and scale axes; "
+                    "rename the parameters."
+                )
+        now = [c for c in inequalities if not axes.intersection(c.names)]
         object.__setattr__(self, "parameters", parameters)
         object.__setattr__(self, "fidelity", fidelity)
         object.__setattr__(self, "columns", tuple(columns))
         object.__setattr__(self, "constraints", constraints)
         object.__setattr__(self, "_places", places)
-        object.__setattr__(self, "_region", Region.of(self.columns, inequalities, tuple(_every(places))))
+        object.__setattr__(self, "_region", Region.of(self.columns, now, tuple(_every(places))))
 
     def _refuse_empty(self) -> None:
         """ValueError when something depends on a scale axis that is not there, or when some scale leaves nothing."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from bo.policies import posterior
 from bo.policies.bayes import started
 from bo.policies.design import count, initial, reproducible, sequence_seed, sobol
-from bo.ports import History, Limits, Proposal, Recommendation
+from bo.ports import ELSEWHERE, History, Limits, Proposal, Recommendation
 from search_spaces import Scale, Space
 
 #: A proxy dearer than this, in target runs, tells too little for its price.
@@ -59,11 +60,12 @@ def proxies(history: History, scales: tuple[Scale, ...], rng: np.random.Generato
     """The next space-filling runs at the planned scales, as far as the limits allow."""
     seed = sequence_seed(history, rng)
     first = count(history, "sobol", "ladder/proxy")
-    configs = sobol(history.space, seed, first, history.affordable(scales))
-    return tuple(
-        Proposal(config, scale, "ladder/proxy", memory={**history.memory, "sequence": seed})
-        for config, scale in zip(configs, scales, strict=False)
-    )
+    memory = {**history.memory, "sequence": seed}
+    proposals: list[Proposal] = []
+    for scale, equal in groupby(scales[: history.affordable(scales)]):
+        configs = sobol(history.space.at(scale), seed, first + len(proposals), len(list(equal)))
+        proposals += [Proposal(config, scale, "ladder/proxy", memory=memory) for config in configs]
+    return tuple(proposals)
 
 
 def unclaimed(history: History) -> Limits:
@@ -78,7 +80,7 @@ def unclaimed(history: History) -> Limits:
 
 def outstanding(history: History, planned: tuple[Scale, ...]) -> tuple[Scale, ...]:
     """The planned runs that there are none for yet, in order; a larger plan, and runs made elsewhere, are fine."""
-    there = Counter(trial.scale for trial in history.trials if trial.source in ("ladder/proxy", "added"))
+    there = Counter(trial.scale for trial in history.trials if trial.source in ("ladder/proxy", *ELSEWHERE))
     missing = []
     for scale in planned:
         if there[scale]:

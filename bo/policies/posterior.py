@@ -13,7 +13,7 @@ from bo import dataset
 from bo.acquisition.log_ei import log_ei
 from bo.dataset import Dataset
 from bo.optimize import Acquisition, maximise
-from bo.policies.design import initial, sequence_seed
+from bo.policies.design import initial, middle, sequence_seed
 from bo.ports import History, Proposal, Recommendation
 from bo.surrogates import composite, scale_shift
 from bo.surrogates.composite import Composite
@@ -38,7 +38,7 @@ def propose(
     n = history.affordable([at] * n)
     if n == 0:
         return ()
-    data = dataset.from_history(history)
+    data, allowed = dataset.from_history(history), history.space.at(at)
     try:
         model, fitted = fit(data, at, history.memory.get("model"))
         believed = model.believe(model.data.X_pending, model.data.S_pending)
@@ -47,11 +47,10 @@ def propose(
         proposals: list[Proposal] = []
         for i in range(n):
             over = running[:0] if greedy and i == 0 else running
-            found = maximise(criterion(believed, at, over), data.space, leaders(believed, at), taken, rng)
+            found = maximise(criterion(believed, at, over), allowed, leaders(believed, at), taken, rng)
             note = None if found.new else "Every configuration of the space has been tried; this one is run again."
-            proposals.append(
-                Proposal(data.space.decode(found.x), at, source, predicted(believed, found.x, at), memory, note)
-            )
+            config = allowed.decode(found.x)
+            proposals.append(Proposal(config, at, source, predicted(believed, found.x, at), memory, note))
             believed = believed.believe(found.x[None], data.place(at)[None])
             taken, running = torch.cat([taken, found.x[None]]), torch.cat([running, found.x[None]])
     except NumericalError as error:
@@ -61,26 +60,36 @@ def propose(
 
 def recommend(history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
     """The minimiser of the posterior mean at any scale, tried or not."""
-    space = history.space
+    space = history.space.at(scale)
     data = dataset.from_history(history)
     if not data.finite:
-        middle = space.decode(space.quantile(np.full((1, len(space.columns)), 0.5))[0])
-        return Recommendation(middle, scale, None, None, None, "Nothing was told yet: this is the middle of the space.")
+        untold = "Nothing was told yet: this is the middle of the space."
+        return Recommendation(middle(space), scale, None, None, None, untold)
     try:
         model, _ = fit(data, scale, history.memory.get("model"))
         untaken = torch.zeros(0, len(space.columns), dtype=torch.float64)
         found = maximise(posterior_mean(model, scale), space, leaders(model, scale), untaken, rng)
         expected = model.predict(found.x, scale)
     except NumericalError as error:
-        best = min(
-            (t for t in history.trials if t.status == "finished"),
-            key=lambda t: history.objective.value(t.metrics or {}),
-        )
-        return Recommendation(best.config, scale, None, None, None, f"The best run so far, without a model: {error}")
+        config = best_allowed(history, scale)
+        return Recommendation(config, scale, None, None, None, f"The best run so far, without a model: {error}")
     note = None
     if not (data.at(scale) & ~data.diverged).any():
         note = f"No run has finished at this scale; its level is extrapolated from {len(data.scales)} other(s)."
     return Recommendation(space.decode(found.x), scale, expected.mean, expected.low, expected.high, note)
+
+
+def best_allowed(history: History, scale: Scale) -> dict[str, Any]:
+    """The best configuration told, as it is allowed at a scale; the middle of the space where none of them is."""
+    space = history.space.at(scale)
+    finished = [trial for trial in history.trials if trial.status == "finished"]
+    for trial in sorted(finished, key=lambda trial: history.objective.value(trial.metrics or {})):
+        for config in (trial.config, space.decode(history.space.encode(trial.config))):
+            try:
+                return space.validate(config)
+            except ValueError:  # allowed where it ran, and not here
+                continue
+    return middle(space)
 
 
 def fit(data: Dataset, at: Scale, start: Any = None) -> tuple[Composite, dict[str, Any]]:

@@ -30,7 +30,7 @@ class Sobol:
         at = self._at(history)
         with reproducible(rng):
             seed = sequence_seed(history, rng)
-            configs = sobol(history.space, seed, count(history, "sobol"), history.affordable([at] * n))
+            configs = sobol(history.space.at(at), seed, count(history, "sobol"), history.affordable([at] * n))
         return tuple(Proposal(config, at, "sobol", memory={"sequence": seed}) for config in configs)
 
     def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:

@@ -1,37 +1,40 @@
 """From the unit cube of a space to the inputs of a kernel, differentiable in torch.
 
-Numbers stay as they are (the space has already taken logs); a choice becomes one-hot; shares become w^(1/3), the power
-under which losses of real mixtures are smoothest. A coordinate that is not active (it belongs to an option not chosen)
-is constant, so it can never influence the kernel.
+Numbers stay as they are (the space has already taken logs); a choice becomes one-hot; a schedule becomes its curve;
+shares become w^(1/3), from which the kernel takes the power of the shares it has learned. A coordinate that is not
+active (it belongs to an option not chosen) is constant, so it can never influence the kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from search_spaces import Choice, Mixture, Space
-from search_spaces.parameter import Parameter
+from bo.surrogates.differences import Array, differentiable
+from search_spaces import Schedule, Space
+from search_spaces.schedule import PROGRESS
 
-#: Added to every z before shares are formed: keeps the chart differentiable where all z vanish; changes no share by
-#: more than 1e-15 elsewhere.
+#: Added to every z before shares are formed: keeps the chart, and every power of a share, differentiable where z
+#: vanishes; changes no share by more than 1e-15 unless all vanish.
 TINY = 1e-6
 #: Drift of an optimum along a linear axis, in ranges an octave of scale, next to one of an octave on a log axis.
 LINEAR_DRIFT = 1 / 3
+#: Where the parts of a curve end, as fractions of training: warm-up, the middle, the decay. Each has its lengthscale.
+PARTS = (0.1, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
 class Inputs:
     """n points as the kernel sees them.
 
-    F: n x D features, those of numeric columns first, in the order of `Features.numeric`. places: C x J x m, the
-    different places on the scale axes that numeric features of a point have, zero for a feature that is not active.
-    membership: n x C, one where a point has these places, zero elsewhere. cell: n, equal for points of one scale.
+    F: n x D features, those of numeric columns first, in the order of `Features.numeric`, cube roots of shares last.
+    places: C x J x m, the different places on the scale axes that numeric features of a point have, zero for a feature
+    that is not active. membership: n x C, one where a point has these places, zero elsewhere. cell: n, equal for points
+    of one scale.
     """
 
     F: Tensor
@@ -59,30 +62,55 @@ class Features:
 
     @cached_property
     def numeric(self) -> tuple[int, ...]:
-        """Columns that hold numbers: J of them."""
-        return tuple(i for i, column in enumerate(self.space.columns) if column.kind in ("real", "integer"))
+        """Columns that hold numbers: J of them. The settings of a schedule count through its curve only."""
+        columns = enumerate(self.space.columns)
+        return tuple(i for i, column in columns if column.kind in ("real", "integer") and not column.schedule)
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
-        return tuple(i for i, column in enumerate(self.space.columns) if column.kind == "choice")
+        columns = enumerate(self.space.columns)
+        return tuple(i for i, column in columns if column.kind == "choice" and not column.schedule)
+
+    @cached_property
+    def schedules(self) -> tuple[tuple[Schedule, tuple[int, ...]], ...]:
+        """Every schedule that varies, and its columns."""
+        found = []
+        for place in self.space.placed:
+            if isinstance(place.parameter, Schedule) and place.stop > place.start:
+                found.append((place.parameter, tuple(range(place.start, place.stop))))
+        return tuple(found)
 
     @cached_property
     def mixtures(self) -> tuple[tuple[int, ...], ...]:
-        """Columns of each mixture."""
-        return tuple(_mixtures(self.space.parameters, 0)[0])
+        """Columns of each simplex."""
+        found: dict[str, list[int]] = {}
+        for i, column in enumerate(self.space.columns):
+            if column.kind == "share":
+                found.setdefault(column.mixture, []).append(i)
+        return tuple(map(tuple, found.values()))
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
-        """Group of each feature (D): numeric columns alone, a choice one for its options, every share alone."""
+        """Group of each feature (D).
+
+        Numeric columns are alone, a choice has one for its options, a schedule one for each part of its curve, and
+        every share is alone.
+        """
         sizes = [1] * len(self.numeric)
         sizes += [self.space.columns[i].levels for i in self.choices]
-        sizes += [1] * sum(map(len, self.mixtures))
+        sizes += [int((_part() == part).sum()) for _ in self.schedules for part in range(len(PARTS))]
+        sizes += [1] * len(self.centres)
         return tuple(group for group, size in enumerate(sizes) for _ in range(size))
 
-    @property
-    def shares(self) -> int:
-        """Number of features that are shares; they come last."""
-        return sum(map(len, self.mixtures))
+    @cached_property
+    def centres(self) -> Tensor:
+        """What each share is when all of its simplex are equal: as many as there are shares."""
+        equal = [
+            (sum(self.space.columns[i].floor for i in columns) + self.space.columns[columns[0]].free) / len(columns)
+            for columns in self.mixtures
+            for _ in columns
+        ]
+        return torch.tensor(equal, dtype=torch.float64)
 
     @cached_property
     def drift_unit(self) -> Tensor:
@@ -101,10 +129,12 @@ class Features:
             # Two different options are at distance one.
             hot = torch.nn.functional.one_hot(code, levels).to(torch.float64) / math.sqrt(2)
             parts.append(hot * active[:, i, None])
-        for columns in self.mixtures:
+        parts += [self._curve(schedule, columns, held, active, S) for schedule, columns in self.schedules]
+        sizes = [len(columns) for columns in self.mixtures]
+        for columns, equal in zip(self.mixtures, torch.split(self.centres, sizes), strict=True):
             floors = torch.tensor([self.space.columns[i].floor for i in columns], dtype=torch.float64)
-            root = cube_roots(X[:, list(columns)], floors)
-            parts.append(torch.where(active[:, list(columns)], root, len(columns) ** (-1 / 3)))
+            root = cube_roots(X[:, list(columns)], floors, self.space.columns[columns[0]].free)
+            parts.append(torch.where(active[:, list(columns)], root, equal.pow(1 / 3)))
         on = active[:, list(self.numeric)].to(torch.float64)  # n x J
         # A column of zeros, since rows without any entry could not be told apart or found equal.
         rows, which = torch.unique(torch.cat([on.new_zeros(len(X), 1), on, S], dim=-1), dim=0, return_inverse=True)
@@ -113,27 +143,40 @@ class Features:
         membership = torch.nn.functional.one_hot(which, len(rows)).to(torch.float64)
         return Inputs(torch.cat(parts, dim=-1), places, membership, cell)
 
+    def _curve(self, schedule: Schedule, columns: tuple[int, ...], held: Tensor, active: Tensor, S: Tensor) -> Tensor:
+        """n x m factors along training, as features: training sees the curve alone, so its family is no feature.
 
-def cube_roots(z: Tensor, floors: Tensor) -> Tensor:
-    """w^(1/3) of the shares w = floor + (1 - sum of floors) z^3 / sum(z^3), n x k -> n x k.
+        In each part the squared distance of two curves is their mean squared difference. Two draws of the usual
+        families over their default ranges are then 0.3 apart, two of all families 0.4, as two numbers of [0, 1] are.
+        """
+        on = active[:, list(columns)]
+        axes = [axis.name for axis in self.space.fidelity.axes] if self.space.fidelity is not None else []
+        place = S[:, axes.index("tokens")] if "tokens" in axes else None
+
+        def factors(rows: Array) -> Array:
+            x = rows[:, : len(columns)]
+            if place is None or self.space.fidelity is None:
+                return schedule.curves(x, None)
+            return schedule.curves(x, self.space.fidelity.target["tokens"] * 2.0 ** rows[:, -1])
+
+        rows = held[:, list(columns)]
+        tunes = enumerate(zip(columns, on.any(0).tolist(), strict=True))
+        tuned = tuple(i for i, (column, used) in tunes if used and self.space.columns[column].kind != "choice")
+        curve = differentiable(factors, rows if place is None else torch.cat([rows, place[:, None]], dim=-1), tuned)
+        size = torch.bincount(_part())[_part()]
+        return torch.where(on.any(-1, keepdim=True), curve / size.sqrt(), 0.0)
+
+
+def _part() -> Tensor:
+    """Which of PARTS each of PROGRESS is in."""
+    return torch.bucketize(torch.tensor(PROGRESS), torch.tensor(PARTS, dtype=torch.float64))
+
+
+def cube_roots(z: Tensor, floors: Tensor, free: float) -> Tensor:
+    """w^(1/3) of the shares w = floor + free z^3 / sum(z^3), n x k -> n x k.
 
     Where a floor is zero the root is proportional to z: the form below has a finite gradient at z = 0, w^(1/3) has not.
     """
     z = z + TINY
     unit = z / z.pow(3).sum(-1, keepdim=True).pow(1 / 3)  # cubes sum to one
-    free = 1 - floors.sum()
-    return torch.where(floors > 0, (floors + free * unit.pow(3)).clamp_min(1e-300).pow(1 / 3), free.pow(1 / 3) * unit)
-
-
-def _mixtures(parameters: Mapping[str, Parameter], start: int) -> tuple[list[tuple[int, ...]], int]:
-    """Columns of every mixture under `parameters`, whose first column is `start`, and the first column after them."""
-    found = []
-    for parameter in parameters.values():
-        stop = start + len(parameter.columns(""))
-        if isinstance(parameter, Mixture):
-            found.append(tuple(range(start, stop)))
-        start = stop
-        for subspace in parameter.subspaces.values() if isinstance(parameter, Choice) else ():
-            inner, start = _mixtures(subspace, start)
-            found += inner
-    return found, start
+    return torch.where(floors > 0, (floors + free * unit.pow(3)).clamp_min(1e-300).pow(1 / 3), free ** (1 / 3) * unit)

@@ -25,6 +25,9 @@ from bo.surrogates.features import Features, Inputs
 MEAN_VARIANCE = 1.0
 #: Added to the diagonal of every covariance, relative to the amplitude.
 JITTER = 1e-8
+#: The power under which losses of real mixtures are smoothest, and mixtures from which on it is learned.
+POWER = 1 / 3
+ENOUGH_MIXTURES = 20
 #: Noise of a run that is believed, not measured, as a share of a measured one's: with all of it, several runs would be
 #: sent to the same place to average it out, before the first has come back.
 BELIEVED_NOISE = 1e-3
@@ -44,6 +47,8 @@ class Block:
     sd: float
     low: float
     high: float
+    shared: bool = False
+    """One for all metrics: the mean of what is fitted for each, whose priors together weigh as one."""
 
     @property
     def size(self) -> int:
@@ -56,7 +61,7 @@ class Hyper:
 
     lengthscale: p x G. amplitude, noise, linear: p (variances). drift: p x J x m mean drifts and spread: p x m, their
     standard deviations, in octaves an octave. level, residual: p, variances of a cell's own constant and, as a share of
-    the amplitude, of its own function.
+    the amplitude, of its own function. power: one number for all metrics, the power of shares.
     """
 
     lengthscale: Tensor
@@ -67,21 +72,23 @@ class Hyper:
     spread: Tensor
     level: Tensor
     residual: Tensor
+    power: Tensor
 
 
 @dataclass(frozen=True)
 class Layout:
     """Which hyperparameters there are for a space and a set of cells, and how they lie in one vector of H numbers.
 
-    groups: group of each feature (D). drift_unit: J. shares: number of features that are shares. m: scale axes that
-    vary, zero with a single cell.
+    groups: group of each feature (D). drift_unit: J. centres: the middle of each feature that is a share. axes: scale
+    axes. across: there are several cells. bent: there are enough mixtures to learn the power of their shares.
     """
 
     groups: tuple[int, ...]
     drift_unit: Tensor
-    shares: int
+    centres: Tensor
     axes: int
     across: bool
+    bent: bool
 
     @cached_property
     def G(self) -> int:
@@ -98,6 +105,8 @@ class Layout:
         ]
         if self.shares:
             table.append(Block("linear", (), ln(0.5), 1.5, ln(1e-3), ln(100.0)))
+        if self.bent:
+            table.append(Block("power", (), ln(POWER), 0.4, ln(0.2), ln(1.0), shared=True))
         if self.across:
             table += [
                 Block("drift", (len(self.drift_unit), self.axes), 0.0, 0.35, -2.0, 2.0),
@@ -106,6 +115,11 @@ class Layout:
                 Block("residual", (), ln(0.1), 1.0, ln(1e-4), ln(5.0)),
             ]
         return tuple(table)
+
+    @property
+    def shares(self) -> int:
+        """Number of features that are shares; they come last."""
+        return len(self.centres)
 
     @property
     def stretch(self) -> float:
@@ -153,6 +167,7 @@ class Layout:
             spread=raw["spread"].exp() if self.across else torch.zeros(p, m, dtype=torch.float64),
             level=raw["level"].exp() if self.across else zero,
             residual=raw["residual"].exp() if self.across else zero,
+            power=raw["power"].mean().exp() if self.bent else torch.tensor(POWER, dtype=torch.float64),
         )
 
     def log_prior(self, theta: Tensor) -> Tensor:
@@ -163,7 +178,8 @@ class Layout:
             if block.name == "lengthscale":
                 total = total + (2 * part - 6 * part.exp() / self.stretch).sum(-1)  # Gamma(3, 6), of the lengthscale
             else:
-                total = total - 0.5 * ((part - block.mean) / block.sd).square().sum(-1)
+                weight = 1 / len(theta) if block.shared else 1.0
+                total = total - 0.5 * weight * ((part - block.mean) / block.sd).square().sum(-1)
         return total
 
 
@@ -189,7 +205,7 @@ def kernel(a: Inputs, b: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
     v = torch.nn.functional.pad(v, (0, width.shape[-1] - v.shape[-1]))  # p x C x E x D
     scale = (width[:, None, None] + v).reciprocal()
     shrink = (scale * width[:, None, None]).prod(-1).sqrt()  # p x C x E
-    A, B = (shifted(inputs, hyper, unit) for inputs in (a, b))  # p x n x D, p x k x D
+    A, B = (shifted(inputs, hyper, layout) for inputs in (a, b))  # p x n x D, p x k x D
     in_a, in_b = a.membership, b.membership  # n x C, k x E
     left = torch.einsum("pnd,nc,pced->pned", A, in_a, scale)
     right = torch.einsum("pkd,ke->pked", B, in_b)
@@ -200,27 +216,35 @@ def kernel(a: Inputs, b: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
     same = (a.cell[:, None] == b.cell[None, :]).to(torch.float64)  # n x k
     own = 1 + hyper.residual[:, None, None] * same
     level = MEAN_VARIANCE + hyper.level[:, None, None] * same
-    return shared * own + level + hyper.linear[:, None, None] * (roots(a, layout) @ roots(b, layout).T)
+    return shared * own + level + hyper.linear[:, None, None] * (shares(a, hyper, layout) @ shares(b, hyper, layout).T)
 
 
-def shifted(inputs: Inputs, hyper: Hyper, unit: Tensor) -> Tensor:
-    """Features less their mean drift, about the middle of the cube: p x n x D."""
-    drift = torch.einsum("cjm,pjm->pcj", inputs.places, hyper.drift * unit)  # p x C x J
-    pad = (0, inputs.F.shape[-1] - drift.shape[-1])
-    moved: Tensor = torch.nn.functional.pad(inputs.membership @ drift, pad)
-    return inputs.F - 0.5 - moved
+def shifted(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
+    """Features less their mean drift, about the middle of the cube, shares at their power: p x n x D."""
+    drift = torch.einsum("cjm,pjm->pcj", inputs.places, hyper.drift * layout.drift_unit[:, None])  # p x C x J
+    F = inputs.F - 0.5
+    if layout.shares:
+        F = torch.cat([F[:, : -layout.shares], shares(inputs, hyper, layout)], dim=-1)
+    moved: Tensor = torch.nn.functional.pad(inputs.membership @ drift, (0, F.shape[-1] - drift.shape[-1]))
+    return F - moved
 
 
-def roots(inputs: Inputs, layout: Layout) -> Tensor:
-    """The features that are shares, less those of equal shares: n x (number of shares)."""
-    centre: float = (layout.shares or 1) ** (-1 / 3)
-    return inputs.F[:, inputs.F.shape[-1] - layout.shares :] - centre
+def shares(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
+    """The features that are shares at their power q, n x (number of shares): c^(1/3) ((w / c)^q - 1) / (3 q).
+
+    With c the share when all are equal, and w^(1/3) - c^(1/3) at q = 1/3: whatever the power, about equal shares they
+    lie as far apart, so a lengthscale means the same.
+    """
+    root = layout.centres.pow(1 / 3)
+    power = 3 * hyper.power
+    bent: Tensor = root * ((inputs.F[:, inputs.F.shape[-1] - layout.shares :] / root).pow(power) - 1) / power
+    return bent
 
 
 def diagonal(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
     """Prior variances, p x n: the diagonal of `kernel`."""
     constant = hyper.amplitude * (1 + hyper.residual) + MEAN_VARIANCE + hyper.level
-    return constant[:, None] + hyper.linear[:, None] * roots(inputs, layout).square().sum(-1)
+    return constant[:, None] + hyper.linear[:, None] * shares(inputs, hyper, layout).square().sum(-1)
 
 
 def matern(r2: Tensor) -> Tensor:
@@ -300,9 +324,10 @@ def fit(
     layout = Layout(
         groups=features.groups,
         drift_unit=features.drift_unit,
-        shares=features.shares,
+        centres=features.centres,
         axes=inputs.places.shape[-1],
         across=bool((inputs.cell != inputs.cell[0]).any()),
+        bent=mixtures(inputs, len(features.centres)) >= ENOUGH_MIXTURES,
     )
 
     def loss(raw: np.ndarray) -> tuple[float, np.ndarray]:
@@ -322,6 +347,11 @@ def fit(
     if not np.isfinite(found).all():
         raise NumericalError("The fit of the hyperparameters ended at values that are not finite.")
     return ScaleShiftGP.given(features, layout, torch.tensor(found.reshape(p, -1)), inputs, Y)
+
+
+def mixtures(inputs: Inputs, shares: int) -> int:
+    """How many different mixtures there are among points with so many shares."""
+    return len(torch.unique((1e6 * inputs.F[:, inputs.F.shape[-1] - shares :]).round(), dim=0)) if shares else 0
 
 
 def log_posterior(theta: Tensor, inputs: Inputs, Y: Tensor, layout: Layout) -> Tensor:

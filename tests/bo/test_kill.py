@@ -13,7 +13,7 @@ from search_spaces import Fidelity, Mixture, Real, Schedule, Space
 
 SPACE = Space(
     lr=Real(1e-4, 1e-1, log=True),
-    schedule=Schedule("cosine", wsd={"decay": Real(0.1, 0.5)}),
+    schedule=Schedule("cosine", warmup=0.0, floor=0.0, wsd={"decay": Real(0.1, 0.5)}),
     data=Mixture("code", "prose", "web"),
     fidelity=Fidelity(params=(1e5, 3e5, 1e6), tokens=(1e6, 3e6, 1e7), target={"params": 1e6, "tokens": 1e7}),
 )

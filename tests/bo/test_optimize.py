@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bo.optimize import maximise, neighbours, settle, sobol_points
+from bo.optimize import Acquisition, maximise, neighbours, settle, sobol_points
 from search_spaces import Choice, Integer, Mixture, Real, Space
 
 SPACE = Space(
@@ -100,3 +103,130 @@ def test_neighbours_change_one_active_choice_or_integer() -> None:
 def test_a_sobol_sequence_goes_on_where_it_stopped() -> None:
     whole = sobol_points(3, 12, seed=5)
     assert np.array_equal(whole[4:9], sobol_points(3, 5, seed=5, first=4))
+
+
+# ----------------------------------------------------------------------------------------- within what is allowed
+
+
+def on_disc(config: Mapping[str, Any]) -> bool:
+    return bool(config["x"] ** 2 + config["y"] ** 2 <= 0.5)
+
+
+def few_layers_for_sgd(config: Mapping[str, Any]) -> bool:
+    return config["optimizer"] != "sgd" or config["layers"] <= 5
+
+
+def none(space: Space) -> Tensor:
+    return torch.zeros(0, len(space.columns), dtype=torch.float64)
+
+
+def near(*goal: float) -> Acquisition:
+    """Best at a point, and worse with the squared distance."""
+    return lambda X: -(X - torch.tensor(goal, dtype=torch.float64)).square().sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("constraints", "goal", "best"),
+    [
+        (["x + 2 * y <= 1"], (0.9, 0.8, 0.3), (0.6, 0.2, 0.3)),
+        (["x + y <= 1", "x - y <= 0.2"], (0.95, 0.3, 0.3), (0.6, 0.4, 0.3)),
+        (["x + y + z <= 1", "x + y + z >= 0.98"], (0.5, 0.4, 0.6), (1 / 3, 7 / 30, 13 / 30)),
+        ([on_disc], (0.9, 0.6, 0.3), (0.58835, 0.39223, 0.3)),
+    ],
+    ids=["an edge", "a corner", "a slab", "a predicate"],
+)
+def test_an_optimum_on_the_border_of_what_is_allowed_is_found(
+    constraints: list[object], goal: tuple[float, ...], best: tuple[float, ...]
+) -> None:
+    space = Space(x=Real(0, 1), y=Real(0, 1), z=Real(0, 1), constraints=constraints)
+    found = maximise(near(*goal), space, none(space), none(space), rng())
+    (least,) = near(*goal)(torch.tensor([best], dtype=torch.float64)).tolist()
+    assert found.value == pytest.approx(least, abs=1e-3)
+    assert found.x.tolist() == pytest.approx(best, abs=1e-3 if isinstance(constraints[0], str) else 1e-2)
+    assert space.satisfies([space.decode(found.x)]).all()
+
+
+def test_integers_on_a_border_are_as_large_as_they_may_be() -> None:
+    space = Space(batch=Integer(1, 256, log=True), steps=Integer(1, 64), constraints=["batch * steps <= 512"])
+    config = space.decode(maximise(lambda X: X.sum(-1), space, none(space), none(space), rng()).x)
+    assert config["batch"] * config["steps"] == 512
+
+
+ALLOWED = {
+    "inequalities and a predicate": Space(
+        lr=Real(1e-4, 1e-2, log=True),
+        layers=Integer(1, 12),
+        heads=Integer(1, 12, log=True),
+        optimizer=Choice({"adamw": {"beta": Real(0.8, 0.99)}, "sgd": {"momentum": Real(0.0, 0.9)}}),
+        constraints=["layers * heads <= 20", "lr * layers >= 0.002", few_layers_for_sgd],
+    ),
+    "caps": Space(lr=Real(0, 1), data=Mixture("a", "b", "c", "d", cap={"a": 0.3, "b": 0.4}, floor={"c": 0.1})),
+    "few sources": Space(lr=Real(0, 1), data=Mixture("a", "b", "c", "d", "e", cap=0.5, max_domains=3)),
+    "all of it": Space(
+        x=Real(0, 1),
+        y=Real(0, 1),
+        size=Choice("s", "m", "l", ordered=True),
+        data=Mixture("a", "b", "c", "d", cap=0.6, fixed={"d": 0.1}, max_domains=3),
+        constraints=["x + y <= 0.3", on_disc],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_whatever_is_asked_for_what_is_found_is_allowed(name: str) -> None:
+    space = ALLOWED[name]
+    taken = none(space)
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        slope = torch.as_tensor(generator.standard_normal(len(space.columns)))
+        found = maximise(lambda X, slope=slope: X @ slope, space, taken, taken, generator)
+        config = space.decode(found.x)
+        assert space.validate(config) == config
+        assert space.satisfies([config]).all()
+        assert np.allclose(space.encode(config), found.x, atol=1e-7)
+        assert found.new
+        taken = torch.cat([taken, found.x[None]])
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_the_same_generator_finds_the_same_allowed_point(name: str) -> None:
+    space = ALLOWED[name]
+    first, second = (maximise(lambda X: X.sum(-1), space, none(space), none(space), rng()).x for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_shares_rise_to_their_caps_and_the_rest_goes_where_it_is_worth_most() -> None:
+    space = Space(data=Mixture("a", "b", "c", "d", cap={"a": 0.3, "b": 0.4}))
+
+    def acquisition(X: Tensor) -> Tensor:
+        w = (X + 1e-9).pow(3) / (X + 1e-9).pow(3).sum(-1, keepdim=True)
+        return w @ torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+
+    config = space.decode(maximise(acquisition, space, none(space), none(space), rng()).x)
+    assert config["data"] == pytest.approx({"a": 0.3, "b": 0.4, "c": 0.3, "d": 0.0}, abs=1e-3)
+
+
+def test_points_that_are_not_allowed_are_never_asked_about() -> None:
+    space = ALLOWED["few sources"]
+    asked: list[Tensor] = []
+
+    def acquisition(X: Tensor) -> Tensor:
+        asked.append(X.detach())
+        return X.sum(-1)
+
+    maximise(acquisition, space, none(space), none(space), rng())
+    w = torch.cat(asked)[:, 1:].pow(3)
+    assert torch.allclose(w.sum(-1), torch.ones(len(w), dtype=torch.float64))
+    assert float(w.max()) < 0.5 + 1e-9
+    assert int((w > 0).sum(-1).max()) <= 3
+
+
+def test_a_small_constrained_space_is_exhausted_and_says_so() -> None:
+    space = Space(a=Integer(1, 3), b=Integer(1, 3), constraints=["a * b <= 2"])  # (1, 1), (1, 2), (2, 1)
+    taken = none(space)
+    for _ in range(3):
+        found = maximise(lambda X: X.sum(-1), space, none(space), taken, rng())
+        assert found.new
+        taken = torch.cat([taken, found.x[None]])
+    assert {(c["a"], c["b"]) for c in space.decode_all(taken.numpy())} == {(1, 1), (1, 2), (2, 1)}
+    assert not maximise(lambda X: X.sum(-1), space, none(space), taken, rng()).new

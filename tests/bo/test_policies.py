@@ -19,6 +19,7 @@ from bo.ports import POLICIES, History, Limits, Policy, Proposal, load
 from bo.surrogates.scale_shift import NumericalError
 from bo.trial import Trial
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Scale, Schedule, Space
+from search_spaces.mixture_schedule import MixtureSchedule
 
 SCALES = Fidelity(
     params={"tiny": 1e5, "small": 4e5, "full": 1.6e6},
@@ -28,7 +29,7 @@ SCALES = Fidelity(
 RICH = Space(
     lr=Real(1e-4, 1e-1, log=True),
     batch_size=Integer(16, 256, log=True),
-    schedule=Schedule("cosine", "linear", warmup=0.02, wsd={"decay": Real(0.05, 0.3)}),
+    schedule=Schedule("cosine", "linear", warmup=0.02, floor=0.0, wsd={"decay": Real(0.05, 0.3)}),
     optimizer=Choice({"adamw": {"beta": Real(0.8, 0.99)}, "sgd": {}}),
     data=Mixture("code", "docs", "prose", floor=0.02),
     fidelity=SCALES,
@@ -358,6 +359,122 @@ def test_a_recommendation_follows_the_drift_beyond_the_scales_that_were_run() ->
     assert here.note is None
     assert "extrapolated" in str(there.note)
     assert there.high - there.low > here.high - here.low  # type: ignore[operator]
+
+
+# ------------------------------------------------------------------------------------------- within what is allowed
+
+SUPPLY = {"code": 2e6, "docs": 1.2e6}  # at most 4 epochs of each: half and 30% of the target's tokens
+SCARCE = Space(
+    lr=Real(1e-4, 1e-1, log=True),
+    batch_size=Integer(16, 256, log=True),
+    steps=Integer(1, 64),
+    data=Mixture("code", "docs", "web", supply=SUPPLY, max_epochs=4, reference={"code": 0.2, "docs": 0.1, "web": 0.7}),
+    constraints=["batch_size * steps <= 1024", "1000 * batch_size <= tokens / 8"],
+    fidelity=SCALES,
+)
+BEYOND = SCALES.scale({"params": 1e7, "tokens": 6.4e7}, beyond=True)
+
+
+def scarce(config: Mapping[str, Any], scale: Scale, id: int) -> dict[str, float]:
+    """Best with code and docs alone, and with large batches: against everything that is scarce."""
+    loss = 3 + config["data"]["web"] + 0.1 * (math.log10(config["lr"]) + 2) ** 2
+    return {"loss": loss - 0.1 * math.log(config["batch_size"]) - 0.1 * math.log(config["steps"])}
+
+
+def assert_allowed(space: Space, config: Mapping[str, Any], scale: Scale) -> None:
+    assert space.at(scale).validate(config) == config
+    assert space.at(scale).satisfies([config]).all()
+    for name, tokens in SUPPLY.items():
+        assert config["data"][name] * scale["tokens"] <= 4 * tokens * (1 + 1e-9)
+    assert config["batch_size"] * config["steps"] <= 1024
+    assert 8000 * config["batch_size"] <= scale["tokens"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_scale_is_asked_for_more_than_there_is_for_it(name: str) -> None:
+    limits = Limits(n_trials=18, budget=5.0)
+    history, proposals = run(policies()[name], SCARCE, Minimize("loss"), scarce, limits, seed=1)
+    assert len({proposal.scale for proposal in proposals}) >= (3 if name == "ladder" else 1)
+    for proposal in proposals:
+        assert_allowed(SCARCE, proposal.config, proposal.scale)
+    for scale in (*SCALES.cells()[:2], SCALES.target, BEYOND):
+        assert_allowed(SCARCE, policies()[name].recommend(history, scale, np.random.default_rng(0)).config, scale)
+
+
+def test_what_is_scarce_is_used_up_to_its_cap() -> None:
+    history, _ = run(Ladder(), SCARCE, Minimize("loss"), scarce, Limits(budget=3.0))
+    config = Ladder().recommend(history, SCALES.target, np.random.default_rng(0)).config
+    assert config["data"] == pytest.approx({"code": 0.5, "docs": 0.3, "web": 0.2}, abs=0.02)
+    assert config["batch_size"] * config["steps"] > 900
+
+
+def test_a_mixture_that_switches_is_shown_no_more_than_there_is_over_the_whole_run() -> None:
+    names = ("code", "docs", "web")
+    data = MixtureSchedule(Mixture(*names, supply=SUPPLY, max_epochs=4), Mixture(*names))
+    space = Space(lr=Real(1e-4, 1e-1, log=True), data=data, fidelity=SCALES)
+
+    def measure(config: Mapping[str, Any], scale: Scale, id: int) -> dict[str, float]:
+        return {"loss": 3 + config["data"].average["web"] + 0.3 * config["data"].last["web"]}
+
+    history, proposals = run(Ladder(), space, Minimize("loss"), measure, Limits(budget=3.0))
+    recommended = [
+        (Ladder().recommend(history, scale, np.random.default_rng(0)).config, scale)
+        for scale in (SCALES.target, BEYOND)
+    ]
+    for config, scale in [*((proposal.config, proposal.scale) for proposal in proposals), *recommended]:
+        assert space.at(scale).validate(config) == config
+        for name, tokens in SUPPLY.items():
+            assert config["data"].average[name] * scale["tokens"] <= 4 * tokens * (1 + 1e-9)
+    assert recommended[0][0]["data"].last["web"] < 0.05
+
+
+@pytest.mark.parametrize("policy", [Sobol(), Bayes(), Ladder()], ids=["sobol", "bayes", "ladder"])
+def test_a_study_starts_from_the_reference_of_its_mixture(policy: Policy) -> None:
+    history = History(SCARCE, Minimize("loss"), (), Limits(n_trials=40))
+    first, *others = policy.propose(history, 3, np.random.default_rng(0))
+    assert first.config["data"] == pytest.approx({"code": 0.2, "docs": 0.1, "web": 0.7})
+    for other in others:
+        assert abs(other.config["data"]["code"] - 0.2) > 1e-6
+
+
+def test_a_reference_there_is_too_little_for_is_moved_within_the_caps() -> None:
+    data = Mixture("code", "web", supply={"code": 1e6}, max_epochs=4, reference={"code": 0.6, "web": 0.4})
+    space = Space(data=data, fidelity=SCALES)
+    (first,) = Sobol().propose(History(space, Minimize("loss"), ()), 1, np.random.default_rng(0))
+    assert first.config["data"] == pytest.approx({"code": 0.25, "web": 0.75})
+
+
+def test_trials_of_a_constrained_design_depend_on_their_number_and_scale_alone() -> None:
+    history = History(SCARCE, Minimize("loss"), (), Limits(n_trials=60))
+    at_once = Ladder().propose(history, 9, np.random.default_rng(3))
+    for i in range(9):
+        (proposal,) = Ladder().propose(history, 1, np.random.default_rng(3 + i))
+        assert (proposal.config, proposal.scale) == (at_once[i].config, at_once[i].scale)
+        history = told(history, proposal, scarce)
+
+
+def small_batch(config: Mapping[str, Any]) -> bool:
+    return bool(config["x"] + config["y"] <= 0.7)
+
+
+def test_the_middle_of_a_space_that_a_predicate_forbids_is_not_recommended() -> None:
+    space = Space(x=Real(0, 1), y=Real(0, 1), constraints=[small_batch])
+    found = Bayes().recommend(History(space, Minimize("loss"), ()), Scale(), np.random.default_rng(0))
+    assert small_batch(found.config)
+
+
+def test_without_a_model_the_best_run_is_recommended_as_it_is_allowed_at_the_scale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise NumericalError("singular")
+
+    history, _ = run(Sobol(), SCARCE, Minimize("loss"), scarce, Limits(n_trials=4))
+    monkeypatch.setattr(posterior.composite, "fit", fail)
+    for scale in (SCALES.target, BEYOND):
+        found = Ladder().recommend(history, scale, np.random.default_rng(0))
+        assert "singular" in str(found.note)
+        assert_allowed(SCARCE, found.config, scale)
 
 
 def test_nothing_told_is_recommended_as_nothing_known() -> None:

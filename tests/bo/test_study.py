@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,15 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bo import Diverged, JournalError, Maximize, Minimize, Study, WeightedSum
+from bo import Diverged, JournalError, Maximize, Minimize, Proposal, Study, WeightedSum
 from bo import journal as journals
+from bo.study import Prior
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Schedule, Space
 
 SPACE = Space(
     lr=Real(1e-4, 1e-1, log=True),
     layers=Integer(1, 8),
     data=Mixture("code", "prose", floor=0.1),
-    schedule=Schedule("cosine", wsd={"decay": Real(0.1, 0.5)}),
+    schedule=Schedule("cosine", warmup=0.0, floor=0.0, wsd={"decay": Real(0.1, 0.5)}),
     optimizer=Choice("adamw", "lion"),
     fidelity=Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e7), target={"params": 1e6, "tokens": 1e7}),
 )
@@ -396,6 +398,262 @@ def test_a_bad_inner_line_is_refused_with_its_number_and_the_file_is_left_alone(
     with pytest.raises(JournalError, match="damaged at line 2: its checksum does not hold"):
         Study.open(study.folder)
     assert path.read_bytes() == damaged
+
+
+# ------------------------------------------------------------------------------- what only the scale forbids
+
+SUPPLIED = Space(
+    batch_size=Integer(1, 64),
+    data=Mixture("code", "prose", supply={"code": 1e6}, max_epochs=4),
+    constraints=["1e5 * batch_size <= tokens"],
+    fidelity=Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e7), target={"params": 1e6, "tokens": 1e7}),
+)
+CODE = {"batch_size": 8, "data": {"code": 0.9, "prose": 0.1}}
+LARGE = {"batch_size": 32, "data": {"code": 0.1, "prose": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "message"),
+    [
+        (CODE, None, "data needs code <= 0.4"),
+        (
+            LARGE,
+            PROXY,
+            r"Config breaks the constraint 100000.0 \* batch_size <= tokens at batch_size=32, tokens=1000000",
+        ),
+    ],
+)
+def test_what_the_scale_forbids_is_refused_at_the_door(tmp_path, config, scale, message):
+    with Study.create(tmp_path / "s", SUPPLIED, objective=Minimize("loss")) as study:
+        with pytest.raises(ValueError, match=message):
+            study.enqueue(config, scale)
+        assert study.queue == ()
+        study.enqueue(config, PROXY if scale is None else None)
+        assert dict(study.ask(1)[0].config) == config
+
+
+class Careless:
+    """A policy that does not look at the scale."""
+
+    def propose(self, history, n, rng):
+        return (Proposal(CODE, history.space.top, "careless"),)
+
+
+def test_a_proposal_that_its_scale_forbids_is_refused(tmp_path):
+    with Study.create(tmp_path / "s", SUPPLIED, objective=Minimize("loss")) as study:
+        study._loaded_policy = Careless()
+        with pytest.raises(ValueError, match=r"data needs code <= 0\.4"):
+            study.ask(1)
+        assert study.trials == ()
+
+
+def test_a_run_made_elsewhere_against_its_scale_is_learned_from_and_never_the_best(tmp_path):
+    with Study.create(tmp_path / "s", SUPPLIED, objective=Minimize("loss")) as study:
+        study.add(CODE, {"loss": 1.0})
+        assert study.best() is None
+        study.add({"batch_size": 8, "data": {"code": 0.3, "prose": 0.7}}, {"loss": 2.0})
+        assert study.best().id == 1
+        assert [trial.told for trial in study.history().trials] == [True, True]
+        assert Study.open(study.folder).trials == study.trials
+
+
+# ------------------------------------------------------------------------------- what runs took
+
+
+def test_the_cost_of_runs_is_learned_from_what_they_took(study):
+    for scale, seconds in (
+        (PROXY, 2.0),
+        ({"params": 1e6, "tokens": 1e6}, 20.0),
+        ({"params": 1e5, "tokens": 1e7}, 20.0),
+    ):
+        study.enqueue(CONFIG, scale)
+        study.tell(study.ask(1)[0].id, {"loss": 1.0}, seconds=seconds)
+    lost = ask(study)
+    study.retry(lost.id, "node lost")
+    study.tell(lost.id, {"loss": 1.0}, seconds=0.1)
+    study.fail(ask(study).id, "too slow", seconds=900.0)
+    study.add(CONFIG, {"loss": 1.0})
+
+    cost = study.measured_cost()
+
+    assert cost.at(study.top) == pytest.approx(200.0, rel=0.01)
+    again = Space(
+        **SPACE.parameters,
+        fidelity=Fidelity(cost=cost, tokens=(1, 2), params=(1,), target=study.top, runnable={"tokens": 2, "params": 1}),
+    )
+    assert again.fidelity.cost(PROXY) == pytest.approx(2.0, rel=0.01)
+
+
+def test_a_cost_is_not_learned_from_nothing(study, tmp_path):
+    study.tell(ask(study).id, {"loss": 1.0})
+    with pytest.raises(ValueError, match="study has no finished trial with its run time; run some, or tell them with"):
+        study.measured_cost()
+    with (
+        Study.create(tmp_path / "flat", Space(lr=Real(0, 1)), objective=Minimize("loss")) as flat,
+        pytest.raises(ValueError, match=r"no fidelity=, so there are no scales to learn"),
+    ):
+        flat.measured_cost()
+
+
+# ------------------------------------------------------------------------------- priors
+
+WIDER = Space(
+    **SPACE.parameters | {"lr": Real(1e-6, 1.0, log=True), "clip": Real(0.1, 10.0)},
+    fidelity=Fidelity(params=(1e6, 1e7), tokens=(1e7, 1e8), target={"params": 1e7, "tokens": 1e8}),
+)
+CLIP = {"clip": 1.0}
+
+
+@pytest.fixture
+def proxies(tmp_path):
+    """A study with two finished trials, a diverged, a failed, a running and an added one."""
+    with Study.create(tmp_path / "proxies", SPACE, objective=Minimize("loss"), seed=1, clock=lambda: 0.0) as made:
+        for i in range(5):
+            made.enqueue(config(lr=10.0 ** (-3 - i / 10), layers=1 + i), PROXY if i else None)
+        for trial in made.ask(5)[:2]:
+            made.tell(trial.id, {"loss": 2.0 + trial.id, "speed": math.nan})
+        made.tell(2, {"loss": math.nan})
+        made.fail(3, "OSError")
+        made.add(config(layers=6), {"loss": 3.0}, PROXY)
+        yield made
+
+
+def later(folder):
+    return Study.create(folder, WIDER, objective=Minimize("loss"), clock=lambda: 0.0)
+
+
+def test_a_prior_brings_its_told_trials_into_a_changed_space(proxies, tmp_path):
+    proxies.close()
+    with later(tmp_path / "later") as study:
+        prior = study.add_prior(proxies.folder, defaults=CLIP)
+
+        assert prior == Prior(study.trials, ())
+        assert [t.source for t in study.trials] == ["prior"] * 4
+        assert [t.status for t in study.trials] == ["finished", "finished", "diverged", "finished"]
+        assert [t.note for t in study.trials] == [f"Trial {i} of {proxies.folder}." for i in (0, 1, 2, 5)]
+        for trial, i in zip(study.trials, (0, 1, 2, 5), strict=True):
+            assert trial.config == proxies.trial(i).config | CLIP
+            assert trial.scale == proxies.trial(i).scale
+        assert [t.metrics["loss"] for t in study.trials[:2]] == [2.0, 3.0]
+        assert study.ended == study.trials
+
+
+def test_a_prior_counts_towards_no_limit_and_is_never_the_best(study, proxies):
+    study.add_prior(proxies)
+    assert study.trial(0).scale == study.top
+    assert study.best() is None
+    assert (study.spent, study.history().proposed) == (0.0, 0)
+
+    study.limit(n_trials=1, budget=1.0)
+    trial = ask(study)
+    study.tell(trial.id, {"loss": 9.0})
+    assert study.best().id == trial.id
+
+
+def test_a_prior_is_added_once_however_it_comes(study, proxies, tmp_path):
+    study.add_prior(proxies)
+    before = (study.folder / "journal.jsonl").read_bytes()
+    assert study.add_prior(proxies.folder).added == ()
+    assert Study.open(study.folder).add_prior(proxies.folder) == Prior((), ())
+    assert (study.folder / "journal.jsonl").read_bytes() == before
+
+    proxies.tell(4, {"loss": 4.0})
+    assert [trial.note for trial in study.add_prior(proxies).added] == [f"Trial 4 of {proxies.folder}."]
+
+    with Study.create(tmp_path / "third", SPACE, objective=Minimize("loss")) as third:
+        assert len(third.add_prior(study).added) == 5
+        assert [t.note for t in third.trials] == [t.note for t in study.trials]
+        assert third.add_prior(proxies).added == ()
+        assert proxies.add_prior(third).added == (), "these are its own"
+        assert study.add_prior(study).added == ()
+
+
+def test_a_copy_of_a_study_that_went_on_otherwise_is_another_prior(proxies, study):
+    proxies.close()
+    copied = proxies.folder.with_name("copied")
+    shutil.copytree(proxies.folder, copied)
+    study.add_prior(proxies)
+    with Study.open(copied) as other:
+        assert study.add_prior(other).added == ()
+        other.tell(4, {"loss": 7.0})
+        proxies.tell(4, {"loss": 8.0})
+        assert [t.metrics["loss"] for t in study.add_prior(other).added + study.add_prior(proxies).added] == [7.0, 8.0]
+
+
+def test_a_fork_keeps_priors_apart_from_its_own_runs(study, proxies, tmp_path):
+    study.add_prior(proxies)
+    study.tell(ask(study).id, {"loss": 9.0})
+    with study.fork(tmp_path / "fork") as fork:
+        assert [t.source for t in fork.trials] == ["prior"] * 4 + ["added"]
+        assert fork.best().metrics["loss"] == 9.0
+        assert fork.add_prior(proxies).added == fork.add_prior(study).added == ()
+
+
+def test_a_study_killed_while_a_prior_is_added_goes_on_as_if_it_had_not_been(proxies, tmp_path):
+    with later(tmp_path / "whole") as whole:
+        whole.add_prior(proxies, defaults=CLIP)
+        whole.ask(2)
+    data = (whole.folder / "journal.jsonl").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(data) if byte == ord(b"\n")]
+    for cut in [*ends[:5], *(end - 20 for end in ends[1:5])]:
+        folder = tmp_path / f"killed-{cut}"
+        folder.mkdir()
+        (folder / "journal.jsonl").write_bytes(data[:cut])
+        with Study.open(folder, clock=lambda: 0.0) as again:
+            again.add_prior(proxies.folder, defaults=CLIP)
+            again.ask(2)
+        assert (folder / "journal.jsonl").read_bytes() == data
+
+
+def test_a_prior_needs_its_folder_no_more(study, proxies):
+    study.add_prior(proxies)
+    proxies.close()
+    shutil.rmtree(proxies.folder)
+    assert repr(Study.open(study.folder).trials) == repr(study.trials)
+
+
+def test_trials_that_the_space_does_not_allow_are_left_out_of_a_prior_with_a_warning(proxies, tmp_path, caplog):
+    narrow = Space(**SPACE.parameters | {"layers": Integer(2, 5)}, fidelity=SPACE.fidelity)
+    with Study.create(tmp_path / "narrow", narrow, objective=Minimize("loss")) as study:
+        prior = study.add_prior(proxies)
+        assert len(prior.added) == 2
+        assert prior.left_out == (
+            (0, "layers must be a whole number in [2, 5], got 1."),
+            (5, "layers must be a whole number in [2, 5], got 6."),
+        )
+        assert "2 of 4 trials of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("space", "objective", "options", "message"),
+    [
+        (
+            SPACE,
+            Minimize("accuracy"),
+            {},
+            r"Trial 0 of .*proxies has no metric \['accuracy'\], which the objective names",
+        ),
+        (WIDER, Minimize("loss"), {}, "no value for 'clip', which the new one needs"),
+        (WIDER, Minimize("loss"), {"defaults": CLIP, "drop": ["x"]}, "drop names 'x'"),
+        (Space(**SPACE.parameters), Minimize("loss"), {}, "Only the old space has the scale axis 'params'"),
+    ],
+)
+def test_a_prior_that_is_not_comparable_is_refused_before_anything_is_added(
+    proxies, tmp_path, space, objective, options, message
+):
+    with Study.create(tmp_path / "s", space, objective=objective) as study:
+        with pytest.raises(ValueError, match=message):
+            study.add_prior(proxies.folder, **options)
+        assert study.trials == Study.open(study.folder).trials == ()
+        with pytest.raises(JournalError, match="holds no study"):
+            study.add_prior(tmp_path / "nothing")
+
+
+def test_an_added_run_is_written_as_before_there_were_priors(study):
+    study.add(CONFIG, {"loss": 1.0})
+    line = json.loads((study.folder / "journal.jsonl").read_bytes().splitlines()[-1])
+    assert line.keys() == {"n", "at", "kind", "trial", "config", "scale", "metrics", "crc"}
+    assert Study.open(study.folder).trial(0).source == "added"
 
 
 def test_reading_packages_bring_no_torch_ray_or_pandas():

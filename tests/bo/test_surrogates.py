@@ -13,10 +13,22 @@ from bo import Minimize, WeightedSum, dataset
 from bo.acquisition.log_ei import log_ei
 from bo.ports import History
 from bo.surrogates import composite, scale_shift
+from bo.surrogates.differences import differentiable
 from bo.surrogates.features import Features, Inputs, cube_roots
-from bo.surrogates.scale_shift import JITTER, MEAN_VARIANCE, Layout, NumericalError, ScaleShiftGP, kernel, matern
+from bo.surrogates.scale_shift import (
+    ENOUGH_MIXTURES,
+    JITTER,
+    MEAN_VARIANCE,
+    POWER,
+    Layout,
+    NumericalError,
+    ScaleShiftGP,
+    kernel,
+    matern,
+    shares,
+)
 from bo.trial import Trial
-from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Space
+from search_spaces import WSD, Choice, Fidelity, Integer, Linear, Mixture, Real, Schedule, Space
 
 RICH = Space(
     lr=Real(1e-4, 1e-2, log=True),
@@ -28,6 +40,20 @@ RICH = Space(
 LINE = Space(
     lr=Real(2.0**-10, 1.0, log=True),
     fidelity=Fidelity(params=(1e5, 4e5, 1.6e6), tokens=(1e6,), target={"params": 1.6e6, "tokens": 1e6}),
+)
+CURVED = Space(
+    lr=Real(1e-4, 1e-2, log=True),
+    run=Choice(
+        {
+            "scheduled": {
+                "schedule": Schedule(
+                    "linear", "cosine", warmup=Real(0.0, 0.1), floor=0.0, wsd={"decay": Real(0.2, 0.9)}
+                )
+            },
+            "constant": {},
+        }
+    ),
+    fidelity=Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e7), target={"params": 1e6, "tokens": 1e7}),
 )
 
 
@@ -41,9 +67,10 @@ def points(space: Space, n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]
     return X, S, index
 
 
-def layout(space: Space, across: bool = True) -> Layout:
+def layout(space: Space, across: bool = True, bent: bool = False) -> Layout:
     features = Features(space)
-    return Layout(features.groups, features.drift_unit, features.shares, len(space.fidelity.axes), across)
+    axes = len(space.fidelity.axes) if space.fidelity else 0
+    return Layout(features.groups, features.drift_unit, features.centres, axes, across, bent)
 
 
 def random_theta(shape: Layout, p: int, seed: int) -> Tensor:
@@ -71,12 +98,13 @@ def two_losses(x: Any, s: Any) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------- features
 
 
-def test_coordinates_that_are_not_active_never_reach_the_kernel() -> None:
-    X, S, cell = points(RICH, 12)
-    inactive = torch.as_tensor(~RICH.active(X.numpy()))
+@pytest.mark.parametrize("space", [RICH, CURVED], ids=["rich", "curved"])
+def test_coordinates_that_are_not_active_never_reach_the_kernel(space: Space) -> None:
+    X, S, cell = points(space, 12)
+    inactive = torch.as_tensor(~space.active(X.numpy()))
     assert inactive.any()
     noise = torch.rand(X.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    features, shape = Features(RICH), layout(RICH)
+    features, shape = Features(space), layout(space)
     hyper = shape.hyper(random_theta(shape, 2, 0))
     a, b = features(X, S, cell), features(torch.where(inactive, noise, X), S, cell)
     assert torch.equal(a.F, b.F)
@@ -91,7 +119,7 @@ def test_shares_enter_as_cube_roots_and_have_finite_gradients_on_faces() -> None
     assert columns == (5, 6, 7) or len(columns) == 3
     assert torch.allclose(roots, shares.pow(1 / 3), atol=1e-5)
     z = torch.tensor([[0.0, 0.0, 0.7], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(cube_roots(z, torch.zeros(3, dtype=torch.float64)).sum(), z)
+    (gradient,) = torch.autograd.grad(cube_roots(z, torch.zeros(3, dtype=torch.float64), 1.0).sum(), z)
     assert torch.isfinite(gradient[0]).all()
 
 
@@ -105,7 +133,140 @@ def test_mixtures_are_found_inside_options_too() -> None:
     assert all(space.columns[i].kind == "share" for mixture in Features(space).mixtures for i in mixture)
 
 
+def test_two_mixtures_are_two_simplices_and_a_fixed_share_is_none_of_theirs() -> None:
+    space = Space(a=Mixture("p", "q", "r", fixed={"q": 0.2}, floor={"p": 0.1}), b=Mixture("p", "q"))
+    features = Features(space)
+    assert features.mixtures == ((0, 1), (2, 3))
+    config = {"a": {"p": 0.3, "q": 0.2, "r": 0.5}, "b": {"p": 1.0, "q": 0.0}}
+    X = torch.as_tensor(space.encode(config))[None]
+    F = features(X, torch.zeros(1, 0, dtype=torch.float64), torch.zeros(1, dtype=torch.long)).F[0]
+    assert torch.allclose(F.pow(3), torch.tensor([0.3, 0.5, 1.0, 0.0], dtype=torch.float64), atol=1e-5)
+    assert features.centres.tolist() == pytest.approx([0.4, 0.4, 0.5, 0.5])
+
+
+def test_an_ordered_choice_is_a_number_that_may_drift() -> None:
+    space = Space(x=Real(1, 4, log=True), size=Choice("s", "m", "l", ordered=True), fidelity=RICH.fidelity)
+    features = Features(space)
+    assert features.numeric == (0, 1)
+    assert features.choices == ()
+    assert features.drift_unit.tolist() == [0.5, 1 / 3]
+    F = features(*points(space, 24)).F
+    assert set(F[:, 1].tolist()) == {1 / 6, 0.5, 5 / 6}
+
+
+# -------------------------------------------------------------------------------------------------------- schedules
+
+
+def curved(value: Any, tokens: float = 1e7, space: Space = CURVED) -> Inputs:
+    config = {"lr": 1e-3, "run": "scheduled", "schedule": value} if space is CURVED else {"schedule": value}
+    place = torch.as_tensor(space.fidelity.log2({**space.fidelity.target, "tokens": tokens}))[None]
+    return Features(space)(torch.as_tensor(space.encode(config))[None], place, torch.zeros(1, dtype=torch.long))
+
+
+def test_equal_curves_are_equal_to_the_kernel_whatever_their_family() -> None:
+    space = Space(
+        schedule=Schedule("linear", warmup=0.0, floor=0.0, wsd={"decay": Real(0.2, 1.0)}), fidelity=LINE.fidelity
+    )
+    shape = layout(space)
+    hyper = shape.hyper(torch.as_tensor(shape.vector())[None])
+
+    def correlation(a: Inputs, b: Inputs) -> float:
+        K = kernel(a.join(b), a.join(b), hyper, shape)[0] - MEAN_VARIANCE
+        return float(K[0, 1] / K[0, 0])
+
+    linear = curved(Linear(), 1e6, space)
+    assert correlation(linear, curved(WSD(decay=1.0), 1e6, space)) == pytest.approx(1.0, abs=1e-6)
+    assert correlation(linear, curved(WSD(decay=0.98), 1e6, space)) > 0.99
+    assert correlation(linear, curved(WSD(decay=0.2), 1e6, space)) < 0.7
+
+
+def test_the_squared_distance_of_curves_is_their_mean_squared_difference_in_each_part() -> None:
+    # Both have reached the peak at 10% of training, and have the same decay from 80% on.
+    early, late = curved(WSD(decay=0.2, warmup=0.1)), curved(WSD(decay=0.2, warmup=0.0))
+    groups = torch.tensor(Features(CURVED).groups)
+    apart = [float((early.F - late.F)[0, groups == group].square().sum()) for group in range(groups.max() + 1)]
+    parts = [value for value in apart if value]
+    assert len(parts) == 1
+    assert 0.1 < parts[0] < 0.7  # warm-up against none: the mean of (1 - u)^2, on a grid
+    assert len(apart) == 1 + 1 + 3
+
+
+def test_the_settings_of_a_schedule_count_through_its_curve_alone() -> None:
+    assert [CURVED.columns[i].name for i in Features(CURVED).numeric] == ["lr"]
+    assert [CURVED.columns[i].name for i in Features(CURVED).choices] == ["run"]
+
+
+def test_the_curve_of_a_family_that_counts_tokens_is_that_of_the_runs_tokens() -> None:
+    space = Space(
+        schedule=Schedule("linear", power={"batch_tokens": 2.0**18}),
+        fidelity=Fidelity(params=(1e5,), tokens=(1e8, 1e10), target={"params": 1e5, "tokens": 1e10}),
+    )
+    x = torch.full((1, len(space.columns)), 0.5, dtype=torch.float64)
+    features, cell = Features(space), torch.zeros(1, dtype=torch.long)
+    for code, same in ((0.25, True), (0.75, False)):
+        x[0, 0] = code
+        few, many = (
+            features(x, torch.as_tensor(space.fidelity.log2({"params": 1e5, "tokens": tokens}))[None], cell).F
+            for tokens in (1e8, 1e10)
+        )
+        assert torch.equal(few, many) == same
+
+
+def test_differences_are_the_gradient_of_what_numpy_computes() -> None:
+    def function(x: Any) -> Any:
+        return np.stack([np.sin(x[:, 0]) * x[:, 2], x[:, 2] ** 2, x[:, 1]], axis=1)
+
+    X = torch.tensor([[0.3, 0.5, 0.7], [0.0, 0.2, 1.0]], dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([[1.0, 2.0, 3.0], [0.5, -1.0, 4.0]], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((differentiable(function, X, (0, 2)) * weight).sum(), X)
+    x = X.detach()
+    exact = torch.stack(
+        [
+            weight[:, 0] * x[:, 0].cos() * x[:, 2],
+            torch.zeros(2, dtype=torch.float64),  # not asked for
+            weight[:, 0] * x[:, 0].sin() + 2 * weight[:, 1] * x[:, 2],
+        ],
+        dim=1,
+    )
+    assert torch.allclose(gradient, exact, atol=3e-5)
+    assert not differentiable(function, X, ()).requires_grad
+
+
 # --------------------------------------------------------------------------------------------------------- kernel
+
+
+def test_shares_at_a_power_of_one_are_shares_and_at_a_third_are_cube_roots() -> None:
+    X, S, cell = points(RICH, 8)
+    shape, inputs = layout(RICH, bent=True), Features(RICH)(X, S, cell)
+    w = torch.tensor([list(config["data"].values()) for config in RICH.decode_all(X.numpy())], dtype=torch.float64)
+    for power in (0.2, POWER, 1.0):
+        hyper = shape.hyper(torch.as_tensor(shape.vector({"power": [np.log(power)]}))[None])
+        expected = 3 ** (-1 / 3) * ((3 * w) ** power - 1) / (3 * power)
+        assert torch.allclose(shares(inputs, hyper, shape), expected, atol=1e-3 if power == 0.2 else 1e-5)
+
+
+def test_at_every_power_the_gradient_is_finite_where_shares_vanish() -> None:
+    space = Space(data=Mixture("a", "b", "c", "d"))
+    shape = Layout(Features(space).groups, Features(space).drift_unit, Features(space).centres, 0, False, True)
+    for power in (0.2, 0.5, 1.0):
+        hyper = shape.hyper(torch.as_tensor(shape.vector({"power": [np.log(power)]}))[None])
+        z = torch.tensor([[0.0, 0.0, 0.7, 0.2], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        inputs = Features(space)(z, torch.zeros(2, 0, dtype=torch.float64), torch.zeros(2, dtype=torch.long))
+        (gradient,) = torch.autograd.grad(kernel(inputs, inputs, hyper, shape)[0, 0, 1], z)
+        assert torch.isfinite(gradient).all()
+
+
+def test_the_power_is_one_number_and_its_prior_counts_once_however_many_metrics() -> None:
+    shape = layout(RICH, bent=True)
+    one, other = (shape.vector({"power": [value]}) for value in (np.log(POWER), np.log(0.8)))
+    drops = []
+    for p in (1, 5):
+        centre, away = (torch.as_tensor(np.tile(vector, (p, 1))) for vector in (one, other))
+        drops.append(float((shape.log_prior(centre) - shape.log_prior(away)).sum()))
+        assert shape.hyper(away).power.shape == ()
+        assert float(shape.hyper(away).power) == pytest.approx(0.8)
+    assert drops[0] == pytest.approx(drops[1])
+    assert drops[0] > 0
 
 
 @given(st.integers(0, 10_000))
@@ -229,13 +390,14 @@ def test_metrics_that_move_together_make_the_sum_less_certain() -> None:
     assert float(composite.correlation(gp)[0, 1]) > 0.6
 
 
-def test_gradients_of_the_acquisition_agree_with_differences() -> None:
-    model = composite.fit(dataset.from_history(history(RICH, two_losses, 24, WeightedSum({"a": 0.5, "b": 0.5}))))
-    target = RICH.fidelity.target
-    X = points(RICH, 3, 7)[0].requires_grad_()
+@pytest.mark.parametrize("space", [RICH, CURVED], ids=["rich", "curved"])
+def test_gradients_of_the_acquisition_agree_with_differences(space: Space) -> None:
+    model = composite.fit(dataset.from_history(history(space, two_losses, 24, WeightedSum({"a": 0.5, "b": 0.5}))))
+    target = space.fidelity.target
+    X = points(space, 3, 7)[0].requires_grad_()
     best = model.value(model.data.X, target)[0].max().detach()
     (gradient,) = torch.autograd.grad(log_ei(*model.value(X, target), best).sum(), X)
-    for i, column in enumerate(RICH.columns):
+    for i, column in enumerate(space.columns):
         if column.kind != "choice":
             step = torch.zeros_like(X)
             step[:, i] = 1e-6
@@ -283,6 +445,32 @@ def test_a_fit_is_deterministic_and_a_warm_start_ends_no_worse() -> None:
         scale_shift.log_posterior(gp.theta, gp.inputs, data.Y, gp.layout).sum() for gp in (first.gp, warm.gp)
     )
     assert float(warm_value) >= float(cold_value) - 1e-3
+
+
+def linear_in_shares(n: int) -> dataset.Dataset:
+    """Losses of `n` mixtures of five sources that are sums over the sources' shares, each share times its own slope."""
+    space = Space(data=Mixture(*"abcde"), fidelity=LINE.fidelity)
+
+    def losses(x: Any, s: Any) -> dict[str, float]:
+        w = np.array(list(space.decode(x)["data"].values()))
+        return {"a": 3 + float(w @ [0.1, 0.5, 0.2, 0.9, 0.4]), "b": 2 + float(w @ [0.5, 0.1, 0.3, 0.2, 0.8])}
+
+    return dataset.from_history(history(space, losses, n, WeightedSum({"a": 0.5, "b": 0.5})))
+
+
+def test_the_power_is_learned_where_losses_are_linear_in_the_shares() -> None:
+    gp = composite.fit(linear_in_shares(45)).gp
+    assert float(gp.hyper.power) > 0.5
+
+
+def test_the_power_stays_a_third_while_there_are_few_mixtures() -> None:
+    few = composite.fit(linear_in_shares(ENOUGH_MIXTURES - 1))
+    assert float(few.gp.hyper.power) == POWER
+    assert all("power" not in metric for metric in scale_shift.memory(few.gp)["metrics"])
+    # The memory of a model without it starts one that has it, and the other way round.
+    enough = composite.fit(linear_in_shares(ENOUGH_MIXTURES), scale_shift.memory(few.gp))
+    assert all("power" in metric for metric in scale_shift.memory(enough.gp)["metrics"])
+    composite.fit(few.data, scale_shift.memory(enough.gp))
 
 
 def test_a_memory_of_another_shape_is_used_where_it_fits() -> None:

@@ -25,7 +25,7 @@ slow = parser.parse_args().slow
 space = Space(
     lr=Real(1e-4, 1e-1, log=True),
     data=Mixture("code", "prose"),
-    schedule=Schedule("cosine", "linear"),
+    schedule=Schedule("cosine", "linear", warmup=0.0, floor=0.0),
     fidelity=Fidelity(params={"small": 1e5, "large": 1e6}, tokens=(1e5, 1e6),
                       target={"params": "large", "tokens": 1e6}),
 )

@@ -21,7 +21,7 @@ from search_spaces import Fidelity, Mixture, Real, Schedule, Space
 space = Space(
     lr=Real(1e-4, 1e-1, log=True),
     data=Mixture("code", "prose"),
-    schedule=Schedule("cosine", wsd={"decay": Real(0.1, 0.5)}),
+    schedule=Schedule("cosine", warmup=0.0, floor=0.0, wsd={"decay": Real(0.1, 0.5)}),
     fidelity=Fidelity(params=(1e5, 3e5, 1e6), tokens=(1e5, 1e6), target={"params": 1e6, "tokens": 1e6}),
 )
 objective = WeightedSum({"code": 0.5, "prose": 0.5})

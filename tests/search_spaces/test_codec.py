@@ -85,7 +85,7 @@ def test_a_cost_that_the_space_does_not_use_is_refused(fidelity, message):
 def test_an_unknown_kind_is_refused():
     message = (
         "x is of kind 'graph', which this version does not know; "
-        "it knows ['fixed', 'real', 'integer', 'choice', 'mixture', 'schedule']."
+        "it knows ['fixed', 'real', 'integer', 'choice', 'mixture', 'mixture_schedule', 'schedule']."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         space_from_json({"parameters": [["x", {"kind": "graph"}]], "fidelity": None})
@@ -101,11 +101,12 @@ def test_a_parameter_class_without_a_row_is_refused():
 
 
 def test_a_stored_schedule_keeps_the_defaults_of_its_day():
-    settings = space_to_json(Space(s=Schedule("cosine", "wsd")))["parameters"][0][1]["families"]
-    assert settings == [
-        ["cosine", {"warmup": 0.0, "floor": 0.0}],
-        ["wsd", {"decay": 0.2, "warmup": 0.0, "floor": 0.0}],
+    stored = space_to_json(Space(s=Schedule("cosine", "wsd", warmup=0.0)))["parameters"][0][1]
+    assert stored["families"] == [
+        ["cosine", {"warmup": 0.0}],
+        ["wsd", {"decay": {"low": 0.05, "high": 0.5, "log": False}, "warmup": 0.0}],
     ]
+    assert stored["shared"] == {"floor": {"low": 0.0, "high": 0.2, "log": False}}
 
 
 def test_importing_search_spaces_brings_in_numpy_only():
@@ -125,3 +126,49 @@ def test_a_space_read_back_samples_the_same_configs():
     )
     samples = [each.sample(np.random.default_rng(1), 10) for each in (space, there_and_back(space))]
     assert samples[0] == samples[1]
+
+
+REAL = {"kind": "real", "low": 0.0, "high": 1.0, "log": False}
+
+
+def written(*parameters, **more):
+    return {"parameters": list(parameters), "fidelity": None} | more
+
+
+@pytest.mark.parametrize(
+    ("obj", "message"),
+    [
+        ([], "space: expected an object with the keys"),
+        ({"parameters": []}, "space: has no 'fidelity'; it needs"),
+        (written(constraint=[]), "space: has an unknown key 'constraint'; did you mean 'constraints'?"),
+        (written(constraints="x <= 1"), "constraints: needs a list as constraints, got 'x <= 1'."),
+        (written(["x", REAL], constraints=[{"function": "a:b"}]), "constraints: has no 'sha256'"),
+        ({"parameters": {"x": REAL}, "fidelity": None}, "parameters: needs a list as it, got"),
+        (written(["x", REAL], ["x", REAL]), "parameters: has 'x' twice"),
+        (written(["fidelity", REAL]), "parameters: 'fidelity' is an argument of every space"),
+        (written(["x", 3]), "x must be an object with its kind, got 3."),
+        (written(["x", REAL | {"hihg": 2}]), "x: has an unknown key 'hihg'; did you mean 'high'?"),
+        (written(["x", {"kind": "real", "low": 0}]), "x: has no 'high'; it needs ['low', 'high']."),
+        (written(["x", {"kind": "real", "low": 2, "high": 1}]), "x: Real needs low < high"),
+        (written(["x", {"kind": "choice", "options": "ab"}]), "x: needs a list as options, got 'ab'."),
+        (written(["x", {"kind": "choice"}]), "x: has no 'options'"),
+        (written(["x", {"kind": "choice", "subspaces": [["a", [["y", {"kind": "rael"}]]]]}]), "x: y is of kind 'rael'"),
+        (
+            written(["x", {"kind": "mixture", "names": ["a", "b"], "floors": [0]}]),
+            "x: needs a number in floors for each",
+        ),
+        (written(["x", {"kind": "schedule", "families": [["rex", []]], "shared": {}}]), "x: needs an object name ->"),
+        (written(["x", {"kind": "schedule", "families": []}]), "x: has no 'shared'"),
+        (
+            written(["x", REAL], fidelity={"axes": [], "target": {}, "runable": None, "cost": None}),
+            "fidelity: has an unknown key 'runable'; did you mean 'runnable'?",
+        ),
+        (
+            written(["x", REAL], fidelity={"axes": [{"name": "n"}], "target": {}, "runnable": None, "cost": None}),
+            "fidelity: has no 'low'",
+        ),
+    ],
+)
+def test_json_that_is_no_space_is_refused_where_it_is_wrong(obj, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        space_from_json(obj)

@@ -63,9 +63,9 @@ def test_every_point_of_the_cube_and_every_sample_satisfies_the_inequalities_exa
 
 
 def test_an_allowed_config_is_encoded_and_decoded_as_if_there_were_no_constraint():
-    free = dict(batch=Integer(1, 64, log=True), accumulation=Integer(1, 64), a=Real(0, 1), b=Real(1e-3, 1, log=True))
+    free = {"batch": Integer(1, 64, log=True), "accumulation": Integer(1, 64), "a": Real(0, 1), "b": Real(0.001, 1)}
     space, plain = Space(**free, constraints=["batch * accumulation <= 64", "a + b <= 1"]), Space(**free)
-    for config in [*space.sample(rng(), 300), dict(batch=8, accumulation=8, a=0.7, b=0.3)]:
+    for config in [*space.sample(rng(), 300), {"batch": 8, "accumulation": 8, "a": 0.7, "b": 0.3}]:
         assert space.encode(config).tolist() == plain.encode(config).tolist()
         again = space.decode(space.encode(config))
         assert (again["batch"], again["accumulation"]) == (config["batch"], config["accumulation"])
@@ -148,7 +148,7 @@ def test_predicates_hold_for_samples_and_are_refused_by_name_elsewhere():
     space = Space(width=Integer(1, 9), depth=Integer(1, 9), constraints=[fits])
     assert all(fits(config) for config in space.sample(rng(), 100))
     assert space.satisfies([{"width": 1, "depth": 1}, {"width": 2, "depth": 1}]).tolist() == [False, True]
-    with pytest.raises(ValueError, match="breaks the constraint .*:fits"):
+    with pytest.raises(ValueError, match=r"breaks the constraint .*:fits"):
         space.validate({"width": 3, "depth": 3})
 
 
@@ -156,7 +156,7 @@ def test_an_empty_set_is_refused_when_the_space_is_made():
     numbers = {"width": Integer(1, 9), "depth": Integer(1, 9)}
     with pytest.raises(ValueError, match=r"No config was found that satisfies \['width \+ depth <= 1'\]"):
         Space(**numbers, constraints=["width + depth <= 1"])
-    with pytest.raises(ValueError, match="No config was found that satisfies .*impossible"):
+    with pytest.raises(ValueError, match=r"No config was found that satisfies .*impossible"):
         Space(**numbers, constraints=[impossible])
     with pytest.raises(ValueError, match="broken raised KeyError"):
         Space(**numbers, constraints=[broken])
@@ -175,7 +175,7 @@ def test_a_space_with_functions_is_stored_by_their_hash():
     assert bare.validate({"width": 1, "depth": 3}) == {"width": 1, "depth": 3}  # fits is not at hand
     with pytest.raises(ValueError, match="fits is not at hand; hand the space in"):
         bare.sample(rng(), 1)
-    with pytest.raises(ValueError, match="has no constraint .*impossible"):
+    with pytest.raises(ValueError, match=r"has no constraint .*impossible"):
         space_from_json(written, constraints=[impossible])
     assert pickle.loads(pickle.dumps(space)) == space
     assert "constraints" not in space_to_json(Space(width=Integer(1, 9)))
@@ -215,3 +215,9 @@ def test_what_cannot_be_computed_does_not_hold():
     assert not Inequality.of("a ** 0.5 <= 5").holds({"a": -1.0})
     assert inequality.holds({"a": 1.0, "b": 0.5})
     assert inequality.holds({"a": 1.0})  # it speaks of more than this config has
+
+
+def test_a_name_in_a_constraint_stands_for_one_thing():
+    fidelity = Fidelity(steps=(10, 20), target={"steps": 20}, cost=lambda scale: scale["steps"])
+    with pytest.raises(ValueError, match=r"names \['steps'\], which are parameters and scale axes"):
+        Space(steps=Integer(1, 9), constraints=["steps <= 5"], fidelity=fidelity)

@@ -1,193 +1,271 @@
 import json
 import re
-from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces import FAMILIES, REX, WSD, Cosine, Linear, Real, Schedule, Space, curve_from_json
+from search_spaces.codec import space_from_json, space_to_json
+from search_spaces.curve import (
+    FAMILIES,
+    REX,
+    WSD,
+    Cosine,
+    InverseSqrt,
+    Linear,
+    Piecewise,
+    Power,
+    Refined,
+    curve_from_json,
+)
+from search_spaces.parameter import Real
+from search_spaces.schedule import PROGRESS, Schedule
+from search_spaces.space import Space
+
+EVERY = list(FAMILIES)
+SCHEDULES = {
+    "every family": Schedule(*EVERY),
+    "one family, nothing varies": Schedule("cosine", floor=0.0, warmup=0.02),
+    "shared, own and fixed": Schedule(
+        "cosine", "linear", warmup=Real(0, 0.1), wsd={"decay": Real(0.1, 0.3)}, rex={"floor": 0.0}
+    ),
+    "items": Schedule(
+        "constant",
+        piecewise={"levels": (1, Real(0.1, 1, log=True), 0.1), "boundaries": (Real(0.2, 0.5), Real(0.6, 0.9))},
+        step={"milestones": (0.3, Real(0.5, 0.9)), "gamma": 0.1},
+        refined={"weights": (Real(0.5, 2), 1.0, Real(0.5, 2))},
+    ),
+}
 
 
-@st.composite
-def curves(draw):
-    family = draw(st.sampled_from(sorted(FAMILIES)))
-    settings_ = {"warmup": draw(st.floats(0, 0.5)), "floor": draw(st.floats(0, 1))}
-    if family == "wsd":
-        settings_["decay"] = draw(st.floats(0.001, 0.5))
-    return FAMILIES[family](**settings_)
+def points(schedule, n, seed=0):
+    return np.random.default_rng(seed).random((n, len(schedule.columns("s"))))
 
 
-def test_the_table_has_every_family_under_its_own_name():
-    assert {name: family.family for name, family in FAMILIES.items()} == {name: name for name in FAMILIES}
+def names(schedule):
+    return [column.name for column in schedule.columns("s")]
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.1])
-def test_a_cosine_is_at_the_mean_of_peak_and_floor_half_way(floor):
-    assert Cosine(floor=floor).factor(50, 100) == pytest.approx((1 + floor) / 2, abs=1e-15)
+# -------------------------------------------------------------------------------------------------------------- columns
 
 
-def test_rex_is_at_two_thirds_half_way():
-    assert REX().factor(50, 100) == pytest.approx(2 / 3, abs=1e-15)
+def test_a_setting_that_is_left_out_varies_over_its_familys_range():
+    schedule = Schedule("wsd")
+    assert names(schedule) == ["s.decay", "s.warmup", "s.floor"]
+    assert schedule.decode(np.zeros((1, 3))) == [WSD(decay=0.05, warmup=0, floor=0)]
+    assert schedule.decode(np.ones((1, 3))) == [WSD(decay=0.5, warmup=0.1, floor=0.2)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("floor", [0.0, 0.25])
-def test_every_family_starts_at_the_peak_and_ends_at_its_floor(family, floor):
-    curve = FAMILIES[family](warmup=0.1, floor=floor)
-    assert curve.factor(9, 100) == 1.0
-    assert curve.factor(10, 100) == 1.0
-    assert curve.factor(100, 100) == pytest.approx(floor, abs=1e-15)
+def test_a_number_fixes_a_setting_and_a_real_gives_another_range():
+    schedule = Schedule("wsd", warmup=0.02, decay=Real(0.1, 0.2))
+    assert names(schedule) == ["s.decay", "s.floor"]
+    assert schedule.decode(np.ones((1, 2))) == [WSD(decay=0.2, warmup=0.02, floor=0.2)]
 
 
-def test_families_equal_their_closed_forms_after_warmup():
-    t, total, warm, floor = np.arange(40, 401), 400, 40, 0.1
-    u = (t - warm) / (total - warm)
-    forms = {
-        "cosine": floor + 0.5 * (1 - floor) * (1 + np.cos(np.pi * u)),
-        "linear": floor + (1 - floor) * (1 - u),
-        "wsd": floor + (1 - floor) * np.where(t < 300, 1.0, (400 - t) / 100),
-        "rex": floor + (1 - floor) * (1 - u) / (0.5 + 0.5 * (1 - u)),
-    }
-    assert set(forms) == set(FAMILIES)
-    for family, expected in forms.items():
-        own = {"decay": 0.25} if family == "wsd" else {}
-        curve = FAMILIES[family](warmup=0.1, floor=floor, **own)
-        np.testing.assert_allclose(curve.factor(t, total), expected, rtol=0, atol=1e-14)
+def test_settings_without_a_range_stay_at_their_default():
+    assert names(Schedule("power")) == ["s.decay", "s.warmup", "s.floor"]
+    assert names(Schedule("step")) == ["s.gamma", "s.warmup"]
+    assert names(Schedule("onecycle")) == ["s.warmup"]
+    assert names(Schedule("refined")) == []
+    assert names(Schedule("piecewise")) == ["s.levels.1", "s.levels.2", "s.warmup"]
 
 
-def test_warmup_gives_the_first_step_one_part_and_the_last_the_peak():
-    assert Linear(warmup=0.04).factor(np.arange(5), 100).tolist() == [0.25, 0.5, 0.75, 1.0, 1.0]
+@pytest.mark.parametrize("family", EVERY)
+def test_the_default_of_every_family_lies_in_its_default_range(family):
+    assert Schedule(family).check("s", FAMILIES[family]()) == FAMILIES[family]()
 
 
-def test_warmup_lasts_a_rounded_number_of_steps():
-    assert Linear(warmup=0.3).factor([0, 1], 9).tolist() == [1 / 3, 2 / 3]  # 2.7 -> 3
-    assert Linear(warmup=0.3).factor(0, 1) == 1.0  # 0.3 -> 0
-    assert Linear(warmup=0.9).factor([0, 1, 2], 2).tolist() == [0.5, 1.0, 1.0]  # warm-up takes the whole run
-
-
-@settings(max_examples=200, derandomize=True, deadline=None)
-@given(curves(), st.integers(1, 10_000), st.floats(0, 1))
-def test_every_factor_lies_between_nothing_and_the_peak(curve, total, share):
-    step = int(share * total)
-    factor = curve.factor(step, total)
-    assert type(factor) is float
-    assert 0 <= factor <= 1
-    assert curve.factor(np.array([step]), total).tolist() == [factor]
-
-
-@settings(max_examples=100, derandomize=True, deadline=None)
-@given(curves(), st.integers(1, 500))
-def test_a_schedule_rises_in_warmup_and_never_after(curve, total):
-    factors = curve.factor(np.arange(total + 1), total)
-    warm = round(curve.warmup * total)
-    assert (np.diff(factors[:warm]) > 0).all()
-    assert (np.diff(factors[warm:]) <= 1e-15).all()
-
-
-@settings(max_examples=100, derandomize=True, deadline=None)
-@given(curves())
-def test_a_curve_comes_back_from_json(curve):
-    assert curve_from_json(json.loads(json.dumps(curve.to_json()))) == curve
-
-
-def test_a_curve_cannot_be_changed():
-    with pytest.raises(FrozenInstanceError):
-        Cosine().floor = 0.5
-
-
-def test_total_steps_may_be_a_whole_float():
-    assert Cosine().factor(3, 3e7 // 65536) == Cosine().factor(3, 457)
-
-
-def torch_factors(make_scheduler, steps):
-    torch = pytest.importorskip("torch")
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    scheduler = make_scheduler(torch.optim.lr_scheduler, optimizer)
-    factors = []
-    for _ in range(steps):
-        factors.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    return factors
-
-
-@pytest.mark.parametrize("floor", [0.0, 0.1])
-def test_schedules_equal_those_of_torch_where_they_coincide(floor):
-    steps = 50
-    t = np.arange(steps)
-    cosine = torch_factors(lambda s, o: s.CosineAnnealingLR(o, T_max=steps, eta_min=floor), steps)
-    np.testing.assert_allclose(Cosine(floor=floor).factor(t, steps), cosine, rtol=0, atol=1e-12)
-    linear = torch_factors(lambda s, o: s.LinearLR(o, 1.0, floor, total_iters=steps), steps)
-    np.testing.assert_allclose(Linear(floor=floor).factor(t, steps), linear, rtol=0, atol=1e-12)
-
-    def trapezoid(s, o):
-        stable = s.ConstantLR(o, factor=1.0, total_iters=1)
-        return s.SequentialLR(o, [stable, s.LinearLR(o, 1.0, floor, total_iters=10)], milestones=[40])
-
-    np.testing.assert_allclose(
-        WSD(decay=0.2, floor=floor).factor(t, steps), torch_factors(trapezoid, steps), atol=1e-12
-    )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_curve_drives_lambda_lr(family):
-    curve = FAMILIES[family](warmup=0.1, floor=0.1)
-    driven = torch_factors(lambda s, o: s.LambdaLR(o, lambda step: curve.factor(step, 30)), 30)
-    np.testing.assert_allclose(driven, curve.factor(np.arange(30), 30), rtol=0, atol=1e-15)
-
-
-def test_a_setting_for_every_family_is_one_column_and_any_other_one_a_family():
+def test_a_setting_that_varies_alike_for_every_family_is_one_column_and_any_other_one_a_family():
     schedule = Schedule("cosine", "linear", warmup=Real(0, 0.1), wsd={"decay": Real(0.1, 0.3)}, floor=0.1)
-    names = ["schedule", "schedule.warmup", "schedule.wsd.decay"]
-    assert [column.name for column in schedule.columns("schedule")] == names
-    assert [column.when for column in schedule.columns("schedule")] == [(), (), ((0, 2),)]
-    part = Schedule("cosine", "linear", floor=Real(0, 0.1), rex={"floor": 0.0})
-    assert [column.name for column in part.columns("s")] == ["s", "s.cosine.floor", "s.linear.floor"]
+    assert names(schedule) == ["s", "s.warmup", "s.wsd.decay"]
+    assert [column.when for column in schedule.columns("s")] == [(), (), ((0, 2),)]
+    part = Schedule("cosine", "linear", floor=Real(0, 0.1), warmup=0.02, rex={"floor": 0.0, "shape": 0.5})
+    assert names(part) == ["s", "s.cosine.floor", "s.linear.floor"]
+
+
+def test_default_ranges_that_every_family_has_are_one_column():
+    assert names(Schedule("cosine", "linear")) == ["s", "s.warmup", "s.floor"]
+    some = Schedule("cosine", "constant", "onecycle")
+    assert names(some) == ["s", "s.cosine.warmup", "s.cosine.floor", "s.constant.warmup", "s.onecycle.warmup"]
+
+
+def test_every_column_of_a_schedule_says_so():
+    for schedule in SCHEDULES.values():
+        assert {column.schedule for column in schedule.columns("a.b")} <= {"a.b"}
+        assert {column.parameter for column in schedule.columns("a.b")} <= {"a.b"}
+
+
+def test_items_of_a_list_that_vary_are_columns():
+    assert names(SCHEDULES["items"]) == [
+        "s",
+        "s.constant.warmup",
+        "s.piecewise.levels.1",
+        "s.piecewise.boundaries.0",
+        "s.piecewise.boundaries.1",
+        "s.piecewise.warmup",
+        "s.step.milestones.1",
+        "s.step.warmup",
+        "s.refined.weights.0",
+        "s.refined.weights.2",
+    ]
 
 
 def test_one_family_needs_no_column_of_its_own():
-    assert Schedule("wsd", decay=Real(0.1, 0.3)).columns("s")[0].name == "s.decay"
-    assert Schedule("cosine", warmup=0.02).columns("s") == ()
-    assert Schedule("cosine", warmup=0.02).decode(np.empty((2, 0))) == [Cosine(warmup=0.02)] * 2
+    assert names(Schedule("wsd", decay=Real(0.1, 0.3), warmup=0.0, floor=0.0)) == ["s.decay"]
+    fixed = Schedule("cosine", floor=0.0, warmup=0.02)
+    assert fixed.columns("s") == ()
+    assert fixed.decode(np.empty((2, 0))) == [Cosine(warmup=0.02)] * 2
 
 
 def test_own_settings_go_before_those_for_all():
-    schedule = Schedule("cosine", warmup=0.1, rex={"warmup": 0.0})
-    assert schedule.decode(np.array([[0.2], [0.8]])) == [Cosine(warmup=0.1), REX(warmup=0.0)]
+    schedule = Schedule("cosine", warmup=0.1, floor=0.0, rex={"warmup": 0.0, "shape": 0.1})
+    assert schedule.decode(np.array([[0.2], [0.8]])) == [Cosine(warmup=0.1), REX(warmup=0.0, shape=0.1)]
+
+
+# ---------------------------------------------------------------------------------------------------------- round trips
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_every_point_is_an_allowed_curve_that_comes_back(schedule):
+    curves = schedule.decode(points(schedule, 500))
+    again = schedule.decode(schedule.encode(curves))
+    for curve, back in zip(curves, again, strict=True):
+        assert type(curve)(**{name: getattr(curve, name) for name in curve.settings()}) == curve  # passes its checks
+        assert schedule.check("s", curve) is curve
+        assert schedule.check("s", json.loads(json.dumps(schedule.to_json(curve)))) == curve
+        assert back.family == curve.family
+        for setting in curve.settings():
+            value = getattr(curve, setting)
+            assert type(value) in (float, tuple, type(None))
+            if value is not None:
+                np.testing.assert_allclose(getattr(back, setting), value, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_inactive_columns_are_encoded_in_the_middle(schedule):
+    x = points(schedule, 200)
+    encoded = schedule.encode(schedule.decode(x))
+    columns = schedule.columns("s")
+    for i, column in enumerate(columns):
+        counts = np.ones(len(x), dtype=bool)
+        for on, code in column.when:
+            counts &= (x[:, on] * columns[on].levels).astype(int) == code
+        np.testing.assert_allclose(encoded[~counts, i], 0.5)
+        if column.kind == "real":
+            np.testing.assert_allclose(encoded[counts, i], x[counts, i], atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_schedule_comes_back_from_the_json_of_a_space_and_from_its_repr(schedule):
+    space = Space(lr=Real(0, 1), s=schedule)
+    again = space_from_json(json.loads(json.dumps(space_to_json(space), sort_keys=True)))
+    assert again == space
+    assert again.columns == space.columns
+    assert space_to_json(again) == space_to_json(space)
+    assert eval(repr(schedule)) == schedule
+
+
+def test_a_schedule_stored_before_a_family_had_a_setting_has_it_fixed():
+    families = [["rex", {"floor": 0.0}], ["wsd", {"decay": {"low": 0.1, "high": 0.3, "log": False}, "floor": 0.0}]]
+    shared = {"warmup": {"low": 0.0, "high": 0.1, "log": False}}
+    stored = [["s", {"kind": "schedule", "families": families, "shared": shared}]]
+    space = space_from_json({"parameters": stored, "fidelity": None})
+    assert [column.name for column in space.columns] == ["s", "s.warmup", "s.wsd.decay"]
+    assert space.parameters["s"].check("s", {"family": "rex", "warmup": 0.1, "floor": 0.0}) == REX(warmup=0.1)
 
 
 def test_a_schedule_in_json_need_not_repeat_what_is_fixed():
-    space = Space(schedule=Schedule("cosine", warmup=0.02, wsd={"decay": Real(0.05, 0.3)}))
+    space = Space(schedule=Schedule("cosine", warmup=0.02, floor=0.0, wsd={"decay": Real(0.05, 0.3)}))
     config = space.validate({"schedule": {"family": "wsd", "decay": 0.1}})
     assert config == {"schedule": WSD(decay=0.1, warmup=0.02)}
+
+
+# --------------------------------------------------------------------------------------------------------------- curves
+
+
+def test_progress_looks_closer_at_warmup_and_at_the_decay():
+    assert ((PROGRESS > 0) & (PROGRESS <= 1)).all()
+    gaps = np.diff(PROGRESS)
+    assert (gaps > 0).all()
+    assert gaps[PROGRESS[1:] <= 0.1].max() < gaps[(PROGRESS[1:] > 0.1) & (PROGRESS[1:] <= 0.8)].min() / 2
+    assert gaps[PROGRESS[1:] > 0.8].max() < gaps[(PROGRESS[1:] > 0.1) & (PROGRESS[1:] <= 0.8)].min() / 2
+    assert PROGRESS[-1] == 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_the_curves_of_points_are_those_of_long_runs(schedule):
+    total, n = 10**7, 300
+    x = points(schedule, n)
+    curves = schedule.decode(x)
+    tokens = np.full(n, total * 2.0**22)
+    factors = schedule.curves(x, tokens)
+    assert factors.shape == (n, len(PROGRESS))
+    near = np.diff(PROGRESS).max()  # a jump is spread over the part around it
+    for curve, row in zip(curves, factors, strict=True):
+        jumps = [*getattr(curve, "milestones", ())]
+        if curve.family == "piecewise":
+            jumps = curve.boundaries or np.arange(1, len(curve.levels)) / len(curve.levels)
+        clear = np.array([all(abs(p - jump) > near for jump in jumps) for p in PROGRESS])
+        if isinstance(curve, InverseSqrt) and curve.warmup < 1e-4:
+            continue
+        expected = curve.factor(PROGRESS * total, total)
+        np.testing.assert_allclose(row[clear], expected[clear], rtol=0, atol=2e-4, err_msg=repr(curve))
+
+
+def test_a_jump_is_spread_over_the_part_of_training_it_falls_in():
+    schedule = Schedule("piecewise", levels=(1.0, 0.0), boundaries=(Real(0.2, 0.6),), warmup=0.0)
+    (row,) = schedule.curves(np.array([[0.5]]), None)  # at 0.4, one of PROGRESS
+    np.testing.assert_allclose(row[np.isclose(PROGRESS, 0.4)], 0.5)
+    assert set(np.round(row[~np.isclose(PROGRESS, 0.4)], 12)) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_curves_are_continuous_in_every_setting(schedule):
+    x = points(schedule, 200)
+    for i, column in enumerate(schedule.columns("s")):
+        if column.kind == "choice":
+            continue
+        line = np.repeat(x, 2, axis=0)
+        line[1::2, i] = np.clip(line[1::2, i] + 1e-9, 0, 1)
+        factors = schedule.curves(line, None)
+        assert np.abs(factors[1::2] - factors[::2]).max() < 1e-4, column.name
+
+
+def test_nearly_equal_curves_of_different_families_are_near():
+    schedule = Schedule(
+        "linear", warmup=Real(0, 0.1), floor=0.0, rex={"shape": Real(0.1, 1)}, wsd={"decay": Real(0.2, 0.9)}
+    )
+    curves = [Linear(warmup=0.05), REX(shape=0.999, warmup=0.05), WSD(decay=0.9, warmup=0.05), WSD(warmup=0.05)]
+    line, rex, wsd, late = schedule.curves(schedule.encode(curves), None)
+    assert np.abs(line - rex).max() < 1e-3
+    assert np.abs(line - wsd).max() < 0.06
+    assert np.abs(line - late).max() > 0.5
+
+
+def test_a_power_curve_depends_on_the_tokens_of_the_run():
+    schedule = Schedule("power", "cosine")
+    x = np.tile(schedule.encode([Power(), Cosine()]), (2, 1))
+    factors = schedule.curves(x, np.array([1e10, 1e10, 1e13, 1e13]))
+    assert (factors[2, 20:-1] < factors[0, 20:-1]).all()
+    assert (factors[1] == factors[3]).all()
+
+
+def test_nothing_and_rows_without_columns_have_curves_too():
+    assert Schedule("cosine").curves(np.empty((0, 2)), None).shape == (0, len(PROGRESS))
+    rows = Schedule("cosine", floor=0.0, warmup=0.0).curves(np.empty((2, 0)), None)
+    np.testing.assert_allclose(rows, np.tile(0.5 * (1 + np.cos(np.pi * PROGRESS)), (2, 1)), atol=1e-15)
+
+
+# -------------------------------------------------------------------------------------------------------------- refused
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Cosine(warmup=1), "Schedule cosine needs warmup in [0, 1), a fraction of the steps, got warmup=1.0."),
-        (lambda: Cosine(floor=-1), "Schedule cosine needs floor in [0, 1], a fraction of the peak, got floor=-1.0."),
-        (lambda: Cosine(warmup="x"), "Schedule cosine needs a number for warmup, got 'x'."),
-        (lambda: WSD(decay=0), "Schedule wsd needs decay in (0, 1], a fraction of the steps, got decay=0.0."),
-        (lambda: WSD(0.6, 0.5), "Schedule wsd needs warmup + decay <= 1, got warmup=0.5, decay=0.6."),
-        (lambda: REX().factor(11, 10), "step must be in [0, total_steps=10], got 11."),
-        (lambda: REX().factor([3, -1], 10), "step must be in [0, total_steps=10], got -1."),
-        (lambda: REX().factor(float("nan"), 10), "step must be in [0, total_steps=10], got nan."),
-        (lambda: REX().factor(0, 0), "total_steps must be a whole number >= 1, got 0."),
-        (lambda: REX().factor(0, 1.5), "total_steps must be a whole number >= 1, got 1.5."),
-        (
-            lambda: curve_from_json({"family": "cos"}),
-            "A schedule needs a family, one of ['cosine', 'linear', 'wsd', 'rex'], got family='cos'.",
-        ),
-        (
-            lambda: curve_from_json({"family": "rex", "decay": 0.1}),
-            "Schedule rex has no setting ['decay']; it has ['warmup', 'floor'].",
-        ),
-        (lambda: Schedule(), "Schedule needs at least one family; there are ['cosine', 'linear', 'wsd', 'rex']."),
-        (lambda: Schedule("cos"), "'cos' is no schedule family; there are ['cosine', 'linear', 'wsd', 'rex']."),
+        (lambda: Schedule(), f"Schedule needs at least one family; there are {EVERY}."),
+        (lambda: Schedule("cosin"), "'cosin' is no schedule family; did you mean 'cosine'?"),
+        (lambda: Schedule("zz"), f"'zz' is no schedule family; there are {EVERY}."),
         (lambda: Schedule("rex", "rex"), "Schedule has the family 'rex' twice; each may be there once."),
         (lambda: Schedule(wsd=0.2), "Schedule needs a dictionary of settings for wsd, got 0.2."),
         (
@@ -204,13 +282,38 @@ def test_a_schedule_in_json_need_not_repeat_what_is_fixed():
             "Schedule wsd has no setting 'zz'; known are ['decay', 'warmup', 'floor'].",
         ),
         (lambda: Schedule("rex", floor="low"), "Schedule rex needs a number or a Real for floor, got 'low'."),
+        (lambda: Schedule("rex", floor=None), "Schedule rex needs a number or a Real for floor, got None."),
+        (
+            lambda: Schedule("step", milestones=Real(0.1, 0.9)),
+            "Schedule step needs a list of numbers or Reals for milestones, got Real(0.1, 0.9).",
+        ),
+        (
+            lambda: Schedule("step", milestones=(0.1, "x")),
+            "Schedule step needs a list of numbers or Reals for milestones, got (0.1, 'x').",
+        ),
         (
             lambda: Schedule("wsd", warmup=0.5, decay=Real(0.1, 0.6)),
             "Schedule wsd needs warmup + decay <= 1, got warmup=0.5, decay=0.6.",
         ),
+        (
+            lambda: Schedule("wsd", warmup=0.6),
+            "Schedule wsd needs warmup + decay <= 1, got warmup=0.6, decay=0.5.",
+        ),
+        (
+            lambda: Schedule("wsd_exponential", floor=0.0),
+            "Schedule wsd_exponential needs floor in (0, 1], a fraction of the peak, got floor=0.0.",
+        ),
+        (
+            lambda: Schedule("step", milestones=(Real(0.2, 0.6), Real(0.5, 0.9))),
+            "Schedule step needs milestones that increase within (0, 1), got milestones=(0.6, 0.5).",
+        ),
+        (
+            lambda: Schedule("piecewise", boundaries=(0.5,)),
+            "Schedule piecewise needs one boundary fewer than levels, got boundaries=(0.5,), levels=(1.0, 0.1, 0.01).",
+        ),
     ],
 )
-def test_wrong_schedules_and_steps_are_refused(make, message):
+def test_wrong_schedules_are_refused(make, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make()
 
@@ -219,16 +322,45 @@ def test_wrong_schedules_and_steps_are_refused(make, message):
     ("value", "message"),
     [
         ("cosine", "s must be a schedule such as Cosine(warmup=0.02), got 'cosine'."),
-        (REX(), "s must be of a family in ['cosine', 'wsd'], got REX(warmup=0.0, floor=0.0)."),
+        (REX(), "s must be of a family in ['cosine', 'wsd', 'piecewise'], got REX(shape=0.5, warmup=0.0, floor=0.0)."),
         (Cosine(warmup=0.1), "s.warmup is fixed at 0.02 in this space, got 0.1."),
         (WSD(0.5, 0.02), "s.decay must be a number in [0.05, 0.3], got 0.5."),
-        ({"family": "wsd"}, "s has no value for ['decay']; schedule wsd needs it in this space."),
+        (Piecewise((1, 0.1), warmup=0.02), "s.levels has 3 items in this space, got (1.0, 0.1)."),
+        (Piecewise((1, 0.1, 0.1), warmup=0.02), "s.levels.1 must be a number in [0.2, 0.5], got 0.1."),
+        (Piecewise((0.9, 0.3, 0.1), warmup=0.02), "s.levels.0 is fixed at 1.0 in this space, got 0.9."),
         (
-            {"family": []},
-            "A schedule needs a family, one of ['cosine', 'linear', 'wsd', 'rex'], got family=[].",
+            Piecewise((1, 0.3, 0.1), (0.3, 0.6), warmup=0.02),
+            "s.boundaries is fixed at None in this space, got (0.3, 0.6).",
         ),
+        ({"family": "wsd"}, "s has no value for ['decay']; schedule wsd needs it in this space."),
+        ({"family": "piecewise"}, "s has no value for ['levels']; schedule piecewise needs it in this space."),
+        ({"family": []}, f"[] is no schedule family; there are {EVERY}."),
+        ({"family": "wsdd", "decay": 0.1}, "'wsdd' is no schedule family; did you mean 'wsd'?"),
     ],
 )
 def test_a_schedule_outside_the_parameter_is_refused(value, message):
+    schedule = Schedule(
+        "cosine",
+        warmup=0.02,
+        floor=0.0,
+        wsd={"decay": Real(0.05, 0.3)},
+        piecewise={"levels": (1.0, Real(0.2, 0.5), 0.1)},
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Schedule("cosine", warmup=0.02, wsd={"decay": Real(0.05, 0.3)}).check("s", value)
+        schedule.check("s", value)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(st.lists(st.sampled_from(EVERY), min_size=1, unique=True), st.integers(0, 2**32 - 1))
+def test_any_families_together_round_trip_through_the_cube_and_json(families, seed):
+    schedule = Schedule(*families)
+    curves = schedule.decode(points(schedule, 20, seed))
+    assert [curve_from_json(json.loads(json.dumps(curve.to_json()))) for curve in curves] == curves
+    encoded = schedule.encode(curves)
+    np.testing.assert_allclose(schedule.encode(schedule.decode(encoded)), encoded, rtol=0, atol=1e-12)
+
+
+def test_weights_from_gradient_norms_can_stand_in_a_space():
+    refined = Refined.from_gradient_norms(np.linspace(3, 1, 200), nodes=5)
+    schedule = Schedule("cosine", refined={"weights": refined.weights})
+    assert schedule.decode(np.array([[0.9, 0.5, 0.5]])) == [refined]

@@ -15,6 +15,7 @@ from search_spaces import (
     Fidelity,
     Integer,
     Mixture,
+    MixtureSchedule,
     Real,
     Schedule,
     Space,
@@ -27,23 +28,35 @@ scalars = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st
 
 @st.composite
 def schedules(draw):
-    families = draw(st.lists(st.sampled_from(sorted(FAMILIES)), min_size=1, unique=True))
-    setting = st.sampled_from([0.1, Real(0.0, 0.2), Real(0.01, 0.2, log=True)])
-    shared = draw(st.dictionaries(st.sampled_from(["warmup", "floor"]), setting))
-    own = {
-        family: {s: draw(setting) for s in draw(st.sets(st.sampled_from(FAMILIES[family].settings())))}
-        for family in families
-    }
-    if "decay" in own.get("wsd", {}):
-        own["wsd"]["decay"] = Real(0.05, 0.3)
+    families = draw(st.lists(st.sampled_from(sorted(FAMILIES)), min_size=1, max_size=4, unique=True))
+    setting = st.sampled_from([0.1, Real(0.01, 0.2), Real(0.01, 0.2, log=True)])
+    plain = ("warmup", "floor", "decay", "shape", "half_life", "time_constant", "gamma")
+    tunable = {family: [s for s in FAMILIES[family].settings() if s in plain] for family in families}
+    shared = draw(st.dictionaries(st.sampled_from(sorted({s for some in tunable.values() for s in some})), setting))
+    own = {family: {s: draw(setting) for s in draw(st.sets(st.sampled_from(some)))} for family, some in tunable.items()}
     return Schedule(**shared, **own)
 
+
+NATURAL = {"a": 0.7, "b": 0.2, "c": 0.1}
+MIXTURES = [
+    Mixture("a", "b", "c"),
+    Mixture("a", "b", "c", floor=0.05, cap={"a": 0.5}),
+    Mixture("a", "b", "c", fixed={"b": 0.125}, max_domains=2),
+    Mixture("a", "b", "c", reference=NATURAL, cap=0.75),
+    Mixture("x", "y", floor={"x": 0.5}),
+]
+NUMBERS = Real | Integer
 
 leaves = st.one_of(
     scalars,
     st.sampled_from([Real(-2, 3), Real(1e-5, 1e-1, log=True), Integer(-3, 40), Integer(2, 2**40, log=True)]),
-    st.lists(scalars, min_size=2, max_size=5, unique_by=lambda s: (type(s), s)).map(Choice),
-    st.sampled_from([Mixture("a", "b"), Mixture("a", "b", "c", floor=0.05), Mixture("x", "y", floor={"x": 0.5})]),
+    st.builds(
+        lambda options, ordered: Choice(*options, ordered=ordered),
+        st.lists(scalars, min_size=2, max_size=5, unique_by=lambda s: (type(s), s)),
+        st.booleans(),
+    ),
+    st.sampled_from(MIXTURES),
+    st.builds(MixtureSchedule, st.sampled_from(MIXTURES[:4]), st.sampled_from(MIXTURES[:4])),
     schedules(),
 )
 
@@ -59,12 +72,23 @@ def entries(prefix, depth):
     return st.builds(lambda some, choice: {**some, f"{prefix}o": choice}, plain, branching)
 
 
-spaces = entries("", 2).map(lambda parameters: Space(**parameters))
+@st.composite
+def spaces(draw):
+    """Half of those with numbers outside options have inequalities between them, which the lower corner satisfies."""
+    parameters = draw(entries("", 2))
+    named = [name for name, parameter in parameters.items() if isinstance(parameter, NUMBERS)]
+    pairs = draw(st.lists(st.tuples(*[st.sampled_from(named)] * 2), max_size=2)) if named else []
+    shares = draw(st.lists(st.sampled_from([0.5, 0.05]), min_size=len(pairs), max_size=len(pairs)))
+    constraints = []
+    for (one, other), share in zip(pairs, shares, strict=True):
+        bounds = [parameters[one].low + parameters[other].low, parameters[one].high + parameters[other].high]
+        constraints.append(f"{one} + {other} <= {bounds[0] + share * (bounds[1] - bounds[0])!r}")
+    return Space(constraints=constraints, **parameters)
 
 
 @st.composite
 def spaces_with_points(draw):
-    space = draw(spaces)
+    space = draw(spaces())
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     x = rng.random((6, len(space.columns)))
     x[4], x[5] = 0.0, 1.0
@@ -72,29 +96,41 @@ def spaces_with_points(draw):
 
 
 def close(one, other):
-    """Equal but for rounding of reals (1e-12) and shares (1e-9)."""
-    assert list(one) == list(other)
-    for name, value in one.items():
-        other_value = other[name]
-        assert type(value) is type(other_value)
-        if isinstance(value, dict) and "family" in value:  # a schedule
-            close(value, other_value)
-        elif isinstance(value, dict):
-            assert all(abs(share - other_value[source]) <= 1e-9 for source, share in value.items())
-        elif isinstance(value, float):
-            assert value == pytest.approx(other_value, rel=1e-12, abs=1e-11)
-        else:
-            assert value == other_value
+    """Equal but for rounding: of reals by 1e-12 of them (or of a range that starts at zero), of shares by 1e-9."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for name, value in one.items():
+            close(value, other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for mine, its in zip(one, other, strict=True):
+            close(mine, its)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-12, abs=1e-9)
+    else:
+        assert one == other
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(spaces_with_points())
+def test_decode_of_encode_gives_the_config_back(case):
+    space, x = case
+    configs = space.decode_all(x) + space.sample(np.random.default_rng(0), 4)
+    for config, again in zip(configs, space.decode_all(space.encode_all(configs)), strict=True):
+        assert space.validate(config) == config
+        close(space.to_json(config), space.to_json(again))
+    assert space.satisfies(configs).all()
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(spaces_with_points())
-def test_decode_of_encode_gives_the_config_back(case):
+def test_repair_moves_only_what_it_says_and_a_repaired_point_stays(case):
     space, x = case
-    configs = space.decode_all(x)
-    for config, again in zip(configs, space.decode_all(space.encode_all(configs)), strict=True):
-        assert space.validate(config) == config
-        close(space.to_json(config), space.to_json(again))
+    repaired = space.repair(x)
+    still = [i for i in range(len(space.columns)) if i not in space.repaired]
+    np.testing.assert_array_equal(repaired[:, still], x[:, still])
+    np.testing.assert_allclose(space.repair(repaired), repaired, rtol=0, atol=1e-9)
 
 
 @settings(max_examples=50, derandomize=True, deadline=None)
@@ -129,7 +165,7 @@ def test_configs_come_back_from_json_bit_for_bit(case):
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
-@given(spaces)
+@given(spaces())
 def test_spaces_come_back_from_json(space):
     again = space_from_json(json.loads(json.dumps(space_to_json(space), allow_nan=False, sort_keys=True)))
     assert again == space
@@ -148,7 +184,7 @@ def test_quantiles_are_points_of_the_cube_with_the_middle_where_inactive(case):
 
 CONTRACT = Space(
     batch_size=Integer(16, 256, log=True),
-    schedule=Schedule("cosine", "linear", warmup=0.02, wsd={"decay": Real(0.05, 0.3)}, rex={"floor": 0.0}),
+    schedule=Schedule("cosine", "linear", warmup=0.02, floor=0.0, wsd={"decay": Real(0.05, 0.3)}, rex={"shape": 0.5}),
     data=Mixture("code", "docs", "prose", floor=0.02),
     optimizer=Choice(
         {"adamw": {"lr": Real(1e-4, 1e-2, log=True), "eps": 1e-8}, "lion": {"lr": Real(2e-5, 2e-3, log=True)}}
@@ -195,7 +231,21 @@ def test_columns_say_where_they_come_from_and_when_they_count():
 
 def test_a_nested_choice_counts_only_where_all_its_parents_are_chosen():
     space = Space(
-        a=Choice({"x": {"b": Choice({"y": {"s": Schedule("rex", wsd={"decay": Real(0.1, 0.2)})}, "z": {}})}, "w": {}})
+        a=Choice(
+            {
+                "x": {
+                    "b": Choice(
+                        {
+                            "y": {
+                                "s": Schedule("rex", warmup=0.0, floor=0.0, shape=0.5, wsd={"decay": Real(0.1, 0.2)})
+                            },
+                            "z": {},
+                        }
+                    )
+                },
+                "w": {},
+            }
+        )
     )
     assert space.columns[-1].name == "a.x.b.y.s.wsd.decay"
     assert space.columns[-1].when == ((0, 0), (1, 0), (2, 1))
@@ -215,7 +265,11 @@ def test_validate_turns_whole_numbers_and_numpy_into_plain_floats():
 
 
 def test_options_of_one_choice_may_share_a_name_for_different_things():
-    space = Space(kind=Choice({"a": {"v": Real(0, 1)}, "b": {"v": Schedule("rex")}, "c": {"v": 3}}))
+    space = Space(
+        kind=Choice(
+            {"a": {"v": Real(0, 1)}, "b": {"v": Schedule("rex", warmup=0.0, floor=0.0, shape=0.5)}, "c": {"v": 3}}
+        )
+    )
     for config in space.sample(np.random.default_rng(0), 20):
         assert space.from_json(json.loads(json.dumps(space.to_json(config)))) == config
 
@@ -234,7 +288,7 @@ def test_samples_are_the_same_for_the_same_seed():
 def test_samples_choose_all_options_and_families_alike():
     configs = CONTRACT.sample(np.random.default_rng(0), 4000)
     families = [config["schedule"].family for config in configs]
-    assert all(abs(families.count(family) / 4000 - 0.25) < 0.03 for family in FAMILIES)
+    assert all(abs(families.count(family) / 4000 - 0.25) < 0.03 for family in ("cosine", "linear", "wsd", "rex"))
     assert abs(sum(config["optimizer"] == "lion" for config in configs) / 4000 - 0.5) < 0.03
     assert abs(np.mean([config["data"]["code"] for config in configs]) - 1 / 3) < 0.01
 
