@@ -15,8 +15,9 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from bo.surrogates.differences import Array, differentiable
+from bo.surrogates.differences import differentiable
 from search_spaces import Space
+from search_spaces.parameter import Array
 
 Acquisition = Callable[[Tensor], Tensor]
 
@@ -25,6 +26,9 @@ SAME = 1e-3
 #: A share below the cube of this, above its floor, is nothing.
 TRACE = 0.03
 RAW = 512
+#: Where predicates hold for less than this share of the space, an eighth of the raw points has to do: to find one, they
+#: are asked thousands of times.
+SPARSE = 1 / 8
 RESTARTS = 6
 ITERATIONS = 40
 ROUNDS = 3
@@ -100,11 +104,18 @@ def sobol_points(d: int, n: int, seed: int, first: int = 0) -> np.ndarray:
 def raw_points(space: Space, incumbents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sobol points, the incumbents and their neighbourhoods, and copies of all these on faces of the simplex.
 
-    They keep to caps and inequalities; predicates may fail, except at the Sobol points.
+    They keep to caps and inequalities; predicates may fail.
     """
     d = len(space.columns)
     seed = int(rng.integers(2**31))
-    parts = [space.draw(lambda first, n: sobol_points(d, n, seed, first), 0, RAW)]
+
+    def stream(first: int, n: int) -> np.ndarray:
+        return sobol_points(d, n, seed, first)
+
+    count = RAW
+    if space.constraints and allowed(space, torch.as_tensor(space.quantile(stream(0, RAW)))).double().mean() < SPARSE:
+        count //= 8
+    parts = [space.draw(stream, 0, count)]
     if len(incumbents):
         parts.append(incumbents)
         centres = np.repeat(incumbents[:5], 32, axis=0)
@@ -119,7 +130,7 @@ def raw_points(space: Space, incumbents: np.ndarray, rng: np.random.Generator) -
     points = np.concatenate(parts)
     shares = np.array([column.kind == "share" for column in space.columns])
     if shares.any():
-        faces = points[: RAW // 2] if not len(incumbents) else np.concatenate([points[: RAW // 4], points[RAW:]])
+        faces = points[: count // 2] if not len(incumbents) else np.concatenate([points[: count // 4], points[count:]])
         gone = shares & (rng.random(faces.shape) < rng.uniform(0, 1, (len(faces), 1)))
         points = np.concatenate([points, np.where(gone, 0.0, faces)])
     points[~space.active(points)] = 0.5

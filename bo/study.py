@@ -27,6 +27,7 @@ from bo.trial import Trial
 from bo.worker import numbers, whole_step
 from search_spaces import MeasuredCost, Scale, Space, carry
 from search_spaces.codec import space_from_json, space_to_json
+from search_spaces.constraint import Predicate
 
 VERSION = 1
 log = logging.getLogger("windtunnel")
@@ -150,7 +151,7 @@ class Study:
         """The study in the folder `path`, as its journal tells it; takes no lock and changes no byte.
 
         space, objective: when given they must equal the journal's, and are used in their place; a study with a
-        callable in its space (a cost) needs it handed in to be asked.
+        callable in its space (a cost, a constraint) needs it handed in to be asked, or given configurations.
         Raises JournalError when there is no study or its journal is damaged, ValueError when space or objective differ.
         """
         folder = Path(path)
@@ -362,6 +363,7 @@ class Study:
 
         ValueError when the scale is none that runs, or when the space does not allow the configuration there.
         """
+        self._refuse_unchecked()
         at = self._state.scale(scale)
         if self.space.fidelity:
             self.space.fidelity.scale(at)  # it is to be run here, so it must be a scale that runs
@@ -375,6 +377,7 @@ class Study:
         The configuration must be one of the space. It may break what its scale alone forbids (epochs of a source, a
         constraint with a scale axis): the run was made, so it is learned from, but then it is never the best.
         """
+        self._refuse_unchecked()
         id = len(self.trials)
         self._append(self._added(id, config, metrics, scale))
         return self.trial(id)
@@ -399,6 +402,7 @@ class Study:
         ValueError, before anything is added, when the spaces are not comparable or a finished trial lacks a metric that
         the objective names; JournalError when the folder holds no study that can be read.
         """
+        self._refuse_unchecked()
         other = prior if isinstance(prior, Study) else Study.open(prior)
         known = {self._origin(trial) for trial in self.trials if trial.told}
         told = [trial for trial in other.trials if trial.told and other._origin(trial) not in known]
@@ -477,6 +481,12 @@ class Study:
     def _append(self, *events: Event) -> None:
         for happened in self._journal.append(events):
             state.apply(self._state, happened)
+
+    def _refuse_unchecked(self) -> None:
+        """ValueError while a predicate is not at hand: a configuration it forbids would end all later asking."""
+        for constraint in self.space.constraints:
+            if isinstance(constraint, Predicate) and constraint.stored.function is None:
+                raise ValueError(f"The constraint {constraint.text} is not at hand; hand the space in by Study.open.")
 
     def _taken(self, id: int, other: Study, trial: Trial, config: Mapping[str, Any], source: str) -> Event:
         """A told trial of another study as trial `id` of this one, by its `config` here."""
@@ -604,6 +614,8 @@ def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
 def _difference(journal: Any, given: Any, where: str = "") -> str:
     """The first place where two spaces' JSON differ, in words; empty when they are equal."""
     journal, given = _named(journal), _named(given)
+    if isinstance(journal, list) and isinstance(given, list) and len(journal) == len(given):
+        journal, given = dict(enumerate(journal)), dict(enumerate(given))
     if isinstance(journal, dict) and isinstance(given, dict):
         for key in [*journal, *(key for key in given if key not in journal)]:
             if key == "function" and "sha256" in journal:

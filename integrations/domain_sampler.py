@@ -61,7 +61,7 @@ class DomainSampler(Sampler[int]):
       taken in the middle of an epoch, workers or not, resumes with the first draw that was not consumed, with any
       number of ranks. `iter(sampler)` starts at the position and does not move it.
 
-    ValueError for what does not fit together.
+    ValueError for what does not fit together, TypeError for what is no shares.
     """
 
     def __init__(
@@ -95,11 +95,13 @@ class DomainSampler(Sampler[int]):
                 "DomainSampler needs seed in [0, 2**64) and rank in [0, world_size), "
                 f"got {seed=}, {rank=} and {world_size=}."
             )
+        if not isinstance(shares, Mapping) and not hasattr(shares, "shares"):
+            raise TypeError(f"DomainSampler needs shares by name, such as config['data'], got {shares!r}.")
         super().__init__()
         self._names = list(sizes)
         self._sizes = np.array(list(sizes.values()), dtype=np.int64)  # (k,)
         self._starts = np.cumsum(self._sizes) - self._sizes  # (k,), where each begins in the ConcatDataset
-        self._shares = shares
+        self._shares = dict(shares) if isinstance(shares, Mapping) else shares  # the caller may change theirs
         self._total, self._block, self._seed = int(num_samples), int(block), int(seed)
         self._rank, self._world = int(rank), int(world_size)
         self._position = 0

@@ -4,7 +4,8 @@
     space.sample(rng, 1)[0]                  # {"model/width": 512, "lr": 0.003}
     to_nested(trial.config)                  # {"model": {"width": 512}, "lr": 0.003}, as the trainable knows it
 
-Dictionaries within dictionaries become names joined by "/". What one side cannot express is refused by its name.
+Dictionaries within dictionaries become names joined by "/", which a constraint names in a function of the config, since
+in a text "/" divides. What one side cannot express is refused by its name.
 """
 
 from __future__ import annotations

@@ -38,18 +38,20 @@ class ScheduledLR(LRScheduler):
             optimizer.step()
             scheduler.step()
 
-    The rate that a group has when the scheduler is made is its peak; step t = 0 .. total_steps - 1 gets
-    peak * schedule.factor(t, total_steps). The rate of step 0 is set at once, and the last `step()` of a run sets the
-    factor at total_steps; one more raises ValueError and changes nothing.
+    The rate that a group has when the scheduler is made is its peak, or its "initial_lr" where an earlier scheduler
+    left one, as in a restored optimizer; step t = 0 .. total_steps - 1 gets peak * schedule.factor(t, total_steps). The
+    rate of step 0 is set at once, and the last `step()` of a run sets the factor at total_steps; one more raises
+    ValueError and changes nothing.
 
     A rate that something else multiplied since the last step keeps that factor, as with torch's own schedulers, so it
     works in a ChainedScheduler (make it first, then the others) and in a SequentialLR. `last_epoch` is the last step
-    that was taken, -1 for none: to go on without a saved state of the scheduler, give it together with a restored
-    optimizer, whose groups know their peaks as "initial_lr". `cycle_momentum`: whether groups under a OneCycle schedule
-    also get its momentum, as "momentum" or the first of "betas"; under other schedules it changes nothing.
+    that was taken, -1 for none and 99 after 100 steps: to go on without a saved state of the scheduler, give it
+    together with a restored optimizer, whose groups know their peaks as "initial_lr". `cycle_momentum`: whether groups
+    under a OneCycle schedule also get its momentum, as "momentum" or the first of "betas"; under other schedules it
+    changes nothing.
 
-    ValueError for a total or a number of schedules that does not fit, or an optimizer without the momentum to cycle;
-    KeyError (torch's) without those peaks.
+    TypeError for what is no schedule; ValueError for a total or a number of schedules that does not fit, or an
+    optimizer without the momentum to cycle; KeyError (torch's) without those peaks.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class ScheduledLR(LRScheduler):
         *,
         cycle_momentum: bool = False,
     ) -> None:
-        if isinstance(total_steps, bool) or not math.isfinite(total_steps) or total_steps != int(total_steps):
+        if not _is_finite(total_steps) or total_steps != int(total_steps):
             raise ValueError(f"ScheduledLR needs a whole number of total_steps, got {total_steps!r}.")
         if total_steps < 1 or not -1 <= last_epoch < total_steps:
             raise ValueError(
@@ -69,14 +71,16 @@ class ScheduledLR(LRScheduler):
                 f"got total_steps={total_steps!r} and last_epoch={last_epoch!r}."
             )
         groups = len(optimizer.param_groups)
-        schedules = [schedule] * groups if isinstance(schedule, Curve) else list(schedule)
+        schedules = list(schedule) if isinstance(schedule, Sequence) else [schedule] * groups
+        for curve in schedules:
+            if not isinstance(curve, Curve):
+                raise TypeError(
+                    f"ScheduledLR needs schedules such as Cosine(warmup=0.02) or config['schedule'], got {curve!r}."
+                )
         if len(schedules) != groups:
             raise ValueError(
                 f"ScheduledLR got {len(schedules)} schedules for {groups} parameter groups; give one, or one for each."
             )
-        for curve in schedules:
-            if not isinstance(curve, Curve):
-                raise TypeError(f"ScheduledLR needs schedules such as Cosine(warmup=0.02), got {curve!r}.")
         if cycle_momentum and not all("momentum" in group or "betas" in group for group in optimizer.param_groups):
             raise ValueError(
                 f"ScheduledLR cannot cycle the momentum of {type(optimizer).__name__}, whose groups have neither "
@@ -88,11 +92,19 @@ class ScheduledLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def step(self, epoch: int | None = None) -> None:
-        """Set the rates of the next step; ValueError after `total_steps` of them. `epoch` is torch's, deprecated."""
-        if epoch is None and self.last_epoch >= self.total_steps:  # before anything is counted
+        """Set the rates of the next step; ValueError after `total_steps` of them, or for another number of groups.
+
+        `epoch` is torch's, deprecated: the step to set the rates of.
+        """
+        if (self.last_epoch + 1 if epoch is None else epoch) > self.total_steps:  # before anything is counted
             raise ValueError(
                 f"ScheduledLR has come to the end of its {self.total_steps} steps; "
                 "make it with the total_steps of the whole run."
+            )
+        if len(self.optimizer.param_groups) != len(self.schedules):
+            raise ValueError(
+                f"ScheduledLR was made for {len(self.schedules)} parameter groups and the optimizer now has "
+                f"{len(self.optimizer.param_groups)}; add groups before it is made, with frozen parameters if need be."
             )
         super().step(epoch)
 
@@ -108,6 +120,11 @@ class ScheduledLR(LRScheduler):
                 rates, self._rates(self.last_epoch - 1), self.optimizer.param_groups, strict=True
             )
         ]
+
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
+        """What torch takes for `step(epoch)`, since after a jump there is no step before to compare with."""
+        self._set_momentum()
+        return self._rates(self.last_epoch)
 
     def _rates(self, step: int) -> list[float | Tensor]:
         """Each group's peak times its factor at `step`."""
@@ -200,6 +217,9 @@ class TrainingState:
 
         Warns when CUDA generators were saved that this machine does not have.
         """
+        if not isinstance(state, Mapping) or not state.keys() >= {"parts", "random"}:
+            what = list(state) if isinstance(state, Mapping) else f"a {type(state).__name__}"
+            raise ValueError(f"TrainingState.restore needs what state() gave, got {what}; pass that part of it.")
         saved = state["parts"]
         for name in [*self._parts, *saved]:
             if name not in saved or name not in self._parts:

@@ -187,7 +187,9 @@ def rescale_init(
 
     by_fan_in: whether the model's own initialisation has standard deviations that fall as 1 / sqrt(fan_in), as torch's
     Linear and convolutions, Xavier's and Kaiming's have; False for ones that do not depend on the width, such as 0.02.
-    Biases and gains are left: zeros and ones are right at every width. roles: see `growth`. ValueError as there.
+    Biases and gains are left: zeros and ones are right at every width. Initialise the input weights of torch's own
+    recurrent layers yourself: they fall with the hidden size, as only the hidden weights should. roles: see `growth`.
+    ValueError as there.
     """
     for name, grown in growth(model, base, roles).items():
         usual = 1.0 if by_fan_in else grown.fan_in**-0.5
@@ -214,8 +216,9 @@ def coordinate_check(
     slope of log change against log width, the logs averaged over steps 1 .. steps and over seeds: about 0 in muP, 1
     where an update grows with the width, -1/2 where it shrinks as its square root.
 
-    ValueError for fewer than two widths, or for a change that is 0 or not finite and so has no slope: a learning rate
-    so low that nothing moves, or so high that training diverges.
+    ValueError for fewer than two widths, for a model with dropout, whose masks would count as changes, or for a change
+    that is 0 or not finite and so has no slope: a frozen layer, a learning rate so low that nothing moves, or so high
+    that training diverges.
     """
     if len(set(widths)) < 2 or steps < 1 or not seeds:
         raise ValueError(
@@ -234,7 +237,7 @@ def coordinate_check(
                 if not all(math.isfinite(size) and size > 0 for size in sizes):
                     raise ValueError(
                         f"Layer {name!r} at width {width} changed by {sizes}; a slope needs changes that are finite "
-                        "and not 0, so train it with another learning rate."
+                        "and not 0, so train it, with another learning rate."
                     )
                 logs.setdefault(name, []).append(float(np.mean(np.log(sizes))))
     x = np.log(np.array(widths, dtype=np.float64))
@@ -258,13 +261,20 @@ def _changes(
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
             module.register_forward_hook(keep(name))
+    with torch.no_grad():
+        model(inputs)
+        start = dict(outputs)
+        model(inputs)
+    for name, output in outputs.items():
+        if not torch.allclose(output, start[name], equal_nan=True):
+            raise ValueError(
+                f"Layer {name!r} gives other outputs for the same inputs, which would count as changes; make the model "
+                "without dropout."
+            )
     sizes: dict[str, list[float]] = {}
-    start: dict[str, Tensor] = {}
     for step in range(steps + 1):
         value = loss(model(inputs))
-        if step == 0:
-            start = dict(outputs)
-        else:
+        if step > 0:
             for name, output in outputs.items():
                 sizes.setdefault(name, []).append((output - start[name]).square().mean().sqrt().item())
         optimizer.zero_grad()

@@ -14,7 +14,8 @@
       target: {params: small, tokens: 1e7}
 
 The keys beside `kind` are the arguments of the class, with the same defaults, and mean what they mean in Python.
-Scalars are those of YAML 1.2: only true and false are bools, 1e-4 is a number, 2026-01-01 is a text.
+Scalars are those of YAML 1.2: only true and false are bools, 1e-4 is a number, 2026-01-01 is a text. Bare yes, no, on,
+off and <<, which many readers take for bools and merges, are refused; in quotes they are texts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import io
+import math
 import os
 import re
 import secrets
@@ -55,6 +57,10 @@ _SCALARS: tuple[tuple[str, str, Sequence[str], Callable[[str], Any]], ...] = (
         lambda text: _number(text),
     ),
 )
+# Texts in YAML 1.2, but to readers of YAML 1.1 bools, and the key that merges a mapping.
+_DISPUTED = ("yes", "no", "on", "off", "<<")
+# A few lines of aliases can stand for more than any memory holds.
+_MOST = 100_000
 _READ: dict[str, Callable[[str], Any]] = {_TAG + name: read for name, _, _, read in _SCALARS} | {_TAG + "str": str}
 
 
@@ -321,7 +327,9 @@ def _fidelity(fidelity: _Mapping) -> dict[str, Any]:
     axes = _mapping(fidelity["axes"], fidelity.at("axes"), "fidelity.axes")
     written = [_axis(name, _mapping(axis, axes.at(name), f"fidelity.axes.{name}")) for name, axis in axes.items()]
     cost = fidelity.get("cost")
-    if isinstance(cost, _Mapping) and isinstance(cost.get("exponents"), _Mapping):
+    if cost is not None:
+        cost = _mapping(cost, fidelity.at("cost"), "fidelity.cost")
+    if cost is not None and isinstance(cost.get("exponents"), _Mapping):
         cost = dict(cost) | {"exponents": list(map(list, cost["exponents"].items()))}
     return {"runnable": None} | fidelity | {"axes": written, "cost": cost}
 
@@ -342,8 +350,6 @@ def _at(place: str, make: Callable[[], _Made]) -> _Made:
     """What `make` makes; its errors then say where."""
     try:
         return make()
-    except KeyError as error:
-        raise ValueError(f"{place}: there is no {error.args[0]!r}, which is needed.") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{place}: {error}") from None
 
@@ -379,6 +385,9 @@ def _parse(text: str, source: str) -> Any:
     """Plain Python with a `_Mapping` for each mapping; ValueError, with the line, when the text is no plain YAML."""
     try:
         root = yaml.compose(text, Loader=_Loader)
+        values = 0.0 if root is None else _values(root, {})
+    except RecursionError:
+        raise ValueError(f"{source} is nested too deeply to be read.") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -388,40 +397,55 @@ def _parse(text: str, source: str) -> Any:
         raise ValueError(f"{source}: no YAML that can be read here ({' '.join(str(error).split())}).") from None
     if root is None:
         raise ValueError(f"{source} is empty.")
-    return _plain(root, source, ())
+    if values > MOST_VALUES:
+        raise ValueError(
+            f"{source}: aliases stand for more than {MOST_VALUES} values, or for themselves; write them out."
+        )
+    return _plain(root, source)
 
 
-def _plain(node: yaml.Node, source: str, inside: tuple[yaml.Node, ...]) -> Any:
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many nodes it stands for with its aliases written out; infinity where one contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for entry in inside for child in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_values(child, known) for child in children)
+    return known[id(node)]
+
+
+def _plain(node: yaml.Node, source: str) -> Any:
     at = f"{source}, line {node.start_mark.line + 1}"
-    if any(node is outer for outer in inside):
-        raise ValueError(f"{at}: an alias stands for something that contains it; write it out.")
     if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "null" and not node.value:
         # Left empty, it is more often a line indented too little than a None.
         raise ValueError(f"{at}: a value is missing; write null for None, {{}} for an empty mapping.")
+    if isinstance(node, yaml.ScalarNode) and node.style is None and node.value.lower() in _DISPUTED:
+        hint = "write the mapping out" if node.value == "<<" else "write true or false"
+        raise ValueError(f"{at}: {node.value} is read in more than one way; {hint}, or put it in quotes for a text.")
     if isinstance(node, yaml.ScalarNode) and node.tag in _READ:
         try:
             return _READ[node.tag](node.value)
         except ValueError as error:
             raise ValueError(f"{at}: {error}.") from None
     if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-        return [_plain(item, source, (*inside, node)) for item in node.value]
+        return [_plain(item, source) for item in node.value]
     if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-        return _plain_mapping(node, source, (*inside, node))
+        return _plain_mapping(node, source)
     raise ValueError(f"{at}: the tag {node.tag.replace(_TAG, '!!')} is not read here; leave it out.")
 
 
-def _plain_mapping(node: yaml.MappingNode, source: str, inside: tuple[yaml.Node, ...]) -> _Mapping:
+def _plain_mapping(node: yaml.MappingNode, source: str) -> _Mapping:
     mapping = _Mapping(source, node.start_mark.line + 1)
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        key = _plain(key_node, source, inside)
+        key = _plain(key_node, source)
         if not isinstance(key, str):
             raise ValueError(f"{source}, line {line}: a key must be a text, got {key!r}; put it in quotes.")
         if key in mapping:
             first = mapping.lines[key]
             raise ValueError(f"{source}, line {line}: the key {key!r} is there twice, first in line {first}.")
         mapping.lines[key] = line
-        mapping[key] = _plain(value_node, source, inside)
+        mapping[key] = _plain(value_node, source)
     return mapping
 
 

@@ -52,6 +52,14 @@ def _list(key: str, obj: object) -> list[Any]:
     return obj
 
 
+def _texts(key: str, obj: object) -> list[str]:
+    texts = _list(key, obj)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"needs texts in {key}, got {text!r}.")
+    return texts
+
+
 def _pairs(key: str, obj: object) -> list[tuple[str, Any]]:
     """A list of [name, value], no name twice."""
     pairs: list[tuple[str, Any]] = []
@@ -122,7 +130,7 @@ def _write_mixture(mixture: Mixture) -> Json:
 def _read_mixture(obj: Json) -> Mixture:
     optional = ("caps", "fixed", "supply", "max_epochs", "max_domains", "reference", "sampling")
     given = _keys(obj, ("names", "floors"), optional)
-    names = _list("names", given.pop("names"))
+    names = _texts("names", given.pop("names"))
     for stored, name in (("floors", "floor"), ("caps", "cap"), ("reference", "reference")):
         if stored in given:
             numbers = _list(stored, given.pop(stored))
@@ -289,8 +297,9 @@ def _read_fidelity(obj: Json, cost: Callable[[Scale], float] | None) -> Fidelity
         axes = {}
         for axis in _list("axes", given["axes"]):
             keys = ("rungs", "labels") if isinstance(axis, Mapping) and "rungs" in axis else ("low", "high", "integer")
-            name = _keys(axis, ("name", *keys))["name"]
-            axes[name] = _read_axis(axis)
+            (name,) = _texts("name", [_keys(axis, ("name", *keys))["name"]])
+            with _within(name):
+                axes[name] = _read_axis(axis)
     return Fidelity(_read_cost(given["cost"], cost), target=given["target"], runnable=given["runnable"], **axes)
 
 
@@ -301,13 +310,16 @@ def _write_cost(cost: StoredFunction | MeasuredCost | None) -> Json | None:
 
 
 def _read_cost(stored: Json | None, given: Callable[[Scale], float] | None) -> StoredFunction | MeasuredCost | None:
+    named = isinstance(stored, Mapping) and "function" in stored
     if stored is not None:
-        _keys(stored, ("function", "sha256") if "function" in stored else ("seconds", "exponents"))
-    if stored is None or "function" not in stored:
+        stored = _keys(stored, ("function", "sha256") if named else ("seconds", "exponents"))
+    if stored is None or not named:
         if given is not None:
             counts = "as 6 N D" if stored is None else "in measured seconds"
             raise ValueError(f"This space counts costs {counts}, so there is no cost to hand in; leave cost= out.")
-        return None if stored is None else MeasuredCost(stored["seconds"], dict(stored["exponents"]))
+        if stored is None:
+            return None
+        return MeasuredCost(stored["seconds"], dict(_pairs("exponents", stored["exponents"])))
     if given is None:
         return StoredFunction(stored["function"], stored["sha256"])
     cost = StoredFunction.of(given, "The cost function")
@@ -327,5 +339,9 @@ def _write_axis(axis: Axis) -> Json:
 
 def _read_axis(obj: Json) -> object:
     if "rungs" in obj:
-        return dict(zip(obj["labels"], obj["rungs"], strict=True)) if obj["labels"] else tuple(obj["rungs"])
-    return Integer(int(obj["low"]), int(obj["high"])) if obj["integer"] else Real(obj["low"], obj["high"])
+        rungs, labels = _list("rungs", obj["rungs"]), _texts("labels", obj["labels"])
+        if labels and len(labels) != len(rungs):
+            raise ValueError(f"needs a label for each of {rungs}, or none, got {labels}.")
+        return dict(zip(labels, rungs, strict=True)) if labels else tuple(rungs)
+    real = Real(obj["low"], obj["high"])
+    return Integer(int(real.low), int(real.high)) if obj["integer"] else real

@@ -37,6 +37,10 @@ class Inequality:
     """The side that must be less, nothing but arithmetic."""
     high: str = field(default="", compare=False, repr=False)
 
+    def __str__(self) -> str:
+        known = ", ".join(f"{name}={value:.12g}" for name, value in self.known)
+        return f"{self.text} at {known}" if known else self.text
+
     @classmethod
     def of(cls, text: str) -> "Inequality":
         """ValueError when the text is no inequality, or holds more than arithmetic."""
@@ -104,6 +108,9 @@ class Predicate:
     """A function config -> bool of the user's. It has to hold for every config that the space gives."""
 
     stored: StoredFunction
+
+    def __str__(self) -> str:
+        return self.text
 
     @property
     def text(self) -> str:

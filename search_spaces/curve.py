@@ -92,8 +92,8 @@ class Curve(ABC):
                 object.__setattr__(self, setting, self._numbers(setting, value))
                 continue
             value = plain(value)
-            if not is_number(value):
-                raise ValueError(f"Schedule {self.family} needs a number for {setting}, got {value!r}.")
+            if not _finite(value):
+                raise ValueError(f"Schedule {self.family} needs a finite number for {setting}, got {value!r}.")
             object.__setattr__(self, setting, float(value))
         self._check()
 
@@ -101,8 +101,8 @@ class Curve(ABC):
         if value is None and self.defaults()[setting] is None:
             return None
         items: list[Any] = [plain(item) for item in value] if isinstance(value, list | tuple | np.ndarray) else [None]
-        if not all(is_number(item) for item in items):
-            raise ValueError(f"Schedule {self.family} needs a list of numbers for {setting}, got {value!r}.")
+        if not all(map(_finite, items)):
+            raise ValueError(f"Schedule {self.family} needs a list of finite numbers for {setting}, got {value!r}.")
         return tuple(map(float, items))
 
     def _check(self) -> None:
@@ -547,7 +547,7 @@ class Refined(Curve):
 
     def _check(self) -> None:
         super()._check()
-        positive = all(0 < weight < math.inf for weight in self.weights)
+        positive = all(weight > 0 for weight in self.weights)
         self._require(positive and len(self.weights) >= 2, "at least two weights > 0", weights=self.weights)
 
     @classmethod
@@ -640,14 +640,18 @@ def family_named(name: object) -> type[Curve]:
 
 def refuse_setting(what: str, setting: str, known: Sequence[str]) -> None:
     """Raises the ValueError for a name that is no setting of `what`."""
-    near = difflib.get_close_matches(setting, known, 1)
+    near = difflib.get_close_matches(str(setting), known, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {list(known)}."
     raise ValueError(f"{what} has no setting {setting!r}; {hint}")
 
 
+def _finite(value: object) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
 def _whole(total_steps: float) -> int:
     total = plain(total_steps)
-    if not is_number(total) or not math.isfinite(total) or total < 1 or total != int(total):
+    if not _finite(total) or total < 1 or total != int(total):
         raise ValueError(f"total_steps must be a whole number >= 1, got {total!r}.")
     return int(total)  # tokens // tokens_per_step is a float
 

@@ -4,6 +4,7 @@
 floating-point operations by default.
 """
 
+import difflib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -331,10 +332,12 @@ class Fidelity:
         if not isinstance(values, Mapping):
             raise ValueError(f"{what} must be a dictionary axis -> value, got {values!r}.")
         names = [axis.name for axis in self.axes]
+        if unknown := [name for name in values if name not in names]:
+            near = difflib.get_close_matches(str(unknown[0]), names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the axes are {names}."
+            raise ValueError(f"{what} has a value for {unknown}, which is no axis; {hint}")
         if missing := [name for name in names if name not in values]:
             raise ValueError(f"{what} has no value for {missing}; it needs {names}.")
-        if unknown := [name for name in values if name not in names]:
-            raise ValueError(f"{what} has a value for {unknown}; the axes are {names}.")
         numbers, labels = {}, {}
         for axis in self.axes:
             given = plain(values[axis.name])

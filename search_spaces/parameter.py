@@ -188,8 +188,8 @@ class Real(Parameter):
 class Integer(Parameter):
     """A whole number in [low, high]. Each has a cell of the column and sits in its middle.
 
-    Cells are equally wide; with `log=True` the cell of v is [v - 1/2, v + 1/2] on a log scale, so that every octave has
-    the same mass.
+    Cells are equally wide; with `log=True` the cell of v is [v, v + 1) on a log scale, so that every octave has the
+    same mass: 1 that of 2 and 3 together, and of 4 to 7.
     """
 
     low: int
@@ -228,20 +228,20 @@ class Integer(Parameter):
         raise ValueError(f"{path} must be a whole number in [{self.low}, {self.high}], got {value!r}.")
 
     def _log_ends(self) -> tuple[float, float]:
-        return math.log(self.low - 0.5), math.log(self.high + 0.5)
+        return math.log(self.low), math.log(self.high + 1)
 
     def encode(self, values: Sequence[int]) -> Array:
         v = np.array(values, dtype=np.float64)[:, None]  # n x 1
         if not self.log:
             return (v - self.low + 0.5) / self.levels
         start, end = self._log_ends()
-        return (0.5 * (np.log(v - 0.5) + np.log(v + 0.5)) - start) / (end - start)
+        return (np.log(v + 0.5) - start) / (end - start)
 
     def relaxed(self, x: Array) -> Array:
-        """(n, 1) columns to `n` numbers that are rounded to the values."""
+        """(n, 1) columns to `n` numbers that are rounded to the values; v itself where v is encoded."""
         if self.log:
             start, end = self._log_ends()
-            v: Array = np.exp(start + x[:, 0] * (end - start))
+            v: Array = np.exp(start + x[:, 0] * (end - start)) - 0.5
         else:
             v = self.low - 0.5 + x[:, 0] * self.levels
         return v

@@ -6,6 +6,7 @@ that way first meets the allowed set.
 """
 
 import difflib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -74,6 +75,7 @@ class Region:
             for name in inequality.names:
                 places[name] = tuple(place for place in placed if place.name == name)
                 _check_numbers(inequality, name, places[name], placed)
+            _check_together(inequality, [places[name] for name in inequality.names])
         return cls(columns, tuple(inequalities), places)
 
     @property
@@ -84,6 +86,17 @@ class Region:
     @property
     def _each(self) -> list[Place]:
         return [place for places in self.places.values() for place in places]
+
+    def refuse_empty(self) -> None:
+        """ValueError when nothing is found inside for some choice of options: every point of the cube is read there."""
+        choices = sorted({column for place in self._each for column, _ in place.when})
+        levels = [self.columns[column].levels for column in choices]
+        codes = np.array(list(itertools.product(*map(range, levels))), dtype=np.float64)
+        x = np.full((len(codes), len(self.columns)), 0.5)
+        x[:, choices] = (codes + 0.5) / levels
+        if self.inequalities:
+            for _ in self._inside(x, self._free(x)):
+                pass  # looking is enough
 
     def holds(self, x: Array) -> Mask:
         """(n, d) points -> (n,): whether every inequality holds at what the point decodes to."""
@@ -177,7 +190,7 @@ class Region:
 
         The first of these is the anchor; only their free coordinates mean anything.
         """
-        signs = np.stack([counts(place, x, self.columns) for place in self._each], axis=1)  # n x places
+        signs = np.array([counts(place, x, self.columns) for place in self._each]).reshape(-1, len(x)).T  # n x places
         for sign in np.unique(signs, axis=0):
             rows, key = (signs == sign).all(axis=1), tuple(sign.tolist())
             if key not in self._known:
@@ -195,7 +208,7 @@ class Region:
             return np.asarray(np.maximum(rounded, relaxed))
 
         score = worst(tried)
-        for _ in range(1000):
+        for _ in range(1000 if free.any() else 0):
             if (score <= 0).sum() >= 64:
                 break
             # Directions at random beside single axes: along an axis no edge between two inequalities can be followed.
@@ -207,11 +220,27 @@ class Region:
             tried[better], score[better] = step[better], value[better]
         inside = tried[score <= 0]
         if not len(inside):
-            texts = [inequality.text for inequality in self.inequalities]
-            raise ValueError(f"No config was found that satisfies {texts}; loosen one of them.")
+            chosen = [place for place in self._each if place.when and counts(place, x[None], self.columns)[0]]
+            paths = [self.columns[place.start].name for place in chosen if place.start < place.stop]
+            where = f" where there is {' and '.join(paths)}" if paths else ""
+            raise ValueError(
+                f"No config was found that satisfies {list(map(str, self.inequalities))}{where}; loosen one of them."
+            )
         mean = np.where(free, inside.mean(axis=0), x)
         anchor = mean if worst(mean[None])[0] <= 0 else tried[score.argmin()]
         return np.concatenate([anchor[None], inside])
+
+
+def _check_together(inequality: Inequality, places: Sequence[tuple[Place, ...]]) -> None:
+    """ValueError when no config has all the names, as they belong to options that exclude each other."""
+    for some in itertools.product(*places):
+        when = {condition for place in some for condition in place.when}
+        if len(dict(when)) == len(when):  # no choice would need two codes
+            return
+    raise ValueError(
+        f"The constraint {inequality.text!r} names {list(inequality.names)}, which no config has together, since they "
+        "belong to different options; leave it out."
+    )
 
 
 def _check_numbers(inequality: Inequality, name: str, places: Sequence[Place], placed: Sequence[Place]) -> None:

@@ -66,11 +66,11 @@ class Schedule(Parameter):
     only there.
     """
 
-    families: Mapping[str, Mapping[str, Setting]]
+    families: Mapping[str, Mapping[str, Setting]] = field(hash=False)
     """Family -> its own settings: everything but the shared ones."""
-    shared: Mapping[str, Setting]
+    shared: Mapping[str, Setting] = field(hash=False)
     """Settings that vary in the same way for every family."""
-    _slots: tuple[_Slot, ...] = field(compare=False)
+    _slots: tuple[_Slot, ...] = field(hash=True, compare=False)
     """The columns after that of the family."""
 
     def __init__(self, *families: str, **settings: Any) -> None:
@@ -145,7 +145,11 @@ class Schedule(Parameter):
 
     def check(self, path: str, value: Any) -> Curve:
         if isinstance(value, Mapping):
-            value = curve_from_json(self._fixed(path, value) | dict(value))
+            given = self._fixed(path, value) | dict(value)
+            try:
+                value = curve_from_json(given)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
         if not isinstance(value, Curve):
             raise ValueError(f"{path} must be a schedule such as Cosine(warmup=0.02), got {value!r}.")
         if value.family not in self.families:

@@ -37,11 +37,11 @@ class Space:
         Space(lr=Real(1e-4, 1e-2, log=True), warmup=0.02, data=Mixture("code", "docs"), fidelity=Fidelity(...))
 
     A bare number, text, bool or None is a fixed value: it is part of every config and takes no column. `constraints`
-    are inequalities such as "batch_size * accumulation <= 512" and functions config -> bool; a set of them that leaves
-    nothing, as far as a search can tell, is refused.
+    are inequalities such as "batch_size * accumulation <= 512" and functions config -> bool. As far as a search can
+    tell, a set of them that leaves nothing is refused, and so are inequalities that leave nothing of some option.
     """
 
-    parameters: dict[str, Parameter]
+    parameters: dict[str, Parameter] = field(hash=False)
     fidelity: Fidelity | None
     columns: tuple[Column, ...]
     """The `d` coordinates. They carry the order of the parameters too, which dictionaries do not compare."""
@@ -98,10 +98,11 @@ class Space:
                         f"{place.name} depends on the scale axis {axis!r}; give the space a fidelity with that axis, "
                         f"got {list(axes)}."
                     )
-        at_hand = all(not isinstance(c, Predicate) or c.stored.function for c in self.constraints)
+        predicates = [c for c in self.constraints if isinstance(c, Predicate)]
         scales = () if self.fidelity is None else (*self.fidelity.cells(), self.fidelity.top, self.fidelity.target)
         for space in [self.at(scale) for scale in scales] if self._scaled else [self]:
-            if space.constraints and at_hand:
+            space._region.refuse_empty()
+            if predicates and all(c.stored.function for c in predicates):
                 space.sample(np.random.default_rng(0), 1)
 
     def __repr__(self) -> str:
@@ -136,12 +137,13 @@ class Space:
         """The space at one scale: the same columns, with the caps and inequalities that hold there.
 
         Encoding is the same at every scale; decoding, sampling and `validate` then keep to what is allowed at this one.
-        ValueError when nothing is.
+        Other scales, and JSON, are to be asked of the space itself. ValueError when nothing is allowed.
         """
+        if self.fidelity is None:
+            return self
+        values = self.fidelity.scale(scale, beyond=True)
         if not self._scaled:
             return self
-        assert self.fidelity is not None
-        values = self.fidelity.scale(scale, beyond=True)
         space: Space = object.__new__(Space)
         space._fill(
             {name: parameter.at(name, values) for name, parameter in self.parameters.items()},
@@ -168,7 +170,8 @@ class Space:
     def decode_all(self, x: npt.ArrayLike) -> list[Config]:
         """(n, d) points of the unit cube to `n` configs, all within the inequalities; ValueError for a point outside.
 
-        Predicates may fail: `satisfies` tells.
+        A point on the border itself may break one by rounding, less than 1e-12 of its sides, and predicates may fail:
+        `satisfies` tells.
         """
         points = self._region.pull(self._points(x), relaxed=False)
         configs: list[Config] = [{} for _ in points]
@@ -222,7 +225,7 @@ class Space:
                 break
             if tried == BLOCKS and not found:
                 raise ValueError(
-                    f"No config was found that satisfies {[c.text for c in self.constraints]}; loosen one of them."
+                    f"No config was found that satisfies {list(map(str, self.constraints))}; loosen one of them."
                 )
             blocks.append(self._allowed(points))
             found += len(blocks[-1])

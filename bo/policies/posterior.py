@@ -43,7 +43,9 @@ def propose(
         model, fitted = fit(data, at, history.memory.get("model"))
         believed = model.believe(model.data.X_pending, model.data.S_pending)
         memory = {"sequence": sequence_seed(history, rng), "model": fitted}
-        taken, running = data.taken(at), data.started(at)
+        taken = data.taken(at)
+        # Some were made elsewhere and are not allowed here: to improve on those may be out of reach.
+        running = torch.as_tensor(allowed.repair(data.started(at).numpy()))
         proposals: list[Proposal] = []
         for i in range(n):
             over = running[:0] if greedy and i == 0 else running

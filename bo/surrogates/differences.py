@@ -6,15 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from search_spaces.parameter import Array
+
 #: Half the distance of the two points of a difference: the cube root of the rounding error, where both errors balance.
 STEP = 1e-5
-
-Array = npt.NDArray[np.float64]
 
 
 def differentiable(function: Callable[[Array], Array], X: Tensor, columns: tuple[int, ...]) -> Tensor:

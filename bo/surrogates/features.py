@@ -14,8 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bo.surrogates.differences import Array, differentiable
+from bo.surrogates.differences import differentiable
 from search_spaces import Schedule, Space
+from search_spaces.parameter import Array
 from search_spaces.schedule import PROGRESS
 
 #: Added to every z before shares are formed: keeps the chart, and every power of a share, differentiable where z

@@ -230,3 +230,17 @@ def test_a_small_constrained_space_is_exhausted_and_says_so() -> None:
         taken = torch.cat([taken, found.x[None]])
     assert {(c["a"], c["b"]) for c in space.decode_all(taken.numpy())} == {(1, 1), (1, 2), (2, 1)}
     assert not maximise(lambda X: X.sum(-1), space, none(space), taken, rng()).new
+
+
+def test_a_predicate_that_next_to_nothing_satisfies_is_not_asked_for_hundreds_of_points() -> None:
+    asked = []
+
+    def one_in_a_thousand(config: Mapping[str, Any]) -> bool:
+        asked.append(config)
+        return bool(abs(config["x"] - 0.7) < 5e-4)
+
+    space = Space(x=Real(0, 1), y=Real(0, 1), constraints=[one_in_a_thousand])
+    asked.clear()
+    found = maximise(near(0.7, 0.2), space, none(space), none(space), rng())
+    assert found.x.tolist() == pytest.approx([0.7, 0.2], abs=1e-3)
+    assert len(asked) < 250_000  # RAW points of it would take twice as many

@@ -315,6 +315,24 @@ def test_a_cost_function_is_known_by_its_source_and_not_by_where_it_was_found(tm
         Study.open(tmp_path / "s").ask(1)
 
 
+def even(config):
+    return config["a"] % 2 == 0
+
+
+def test_a_predicate_is_known_by_its_source_and_not_by_where_it_was_found(tmp_path):
+    made = Space(a=Integer(1, 9), constraints=["a <= 8", even])
+    Study.create(tmp_path / "s", made, objective=Minimize("loss")).close()
+    even.__module__, was = "elsewhere", even.__module__
+    try:
+        moved = Space(a=Integer(1, 9), constraints=["a <= 8", even])
+    finally:
+        even.__module__ = was
+    assert Study.open(tmp_path / "s", space=moved).space == made
+    other = Space(a=Integer(1, 9), constraints=["a <= 7", even])
+    with pytest.raises(ValueError, match=r"constraints\.0 was 'a <= 8' and is 'a <= 7'"):
+        Study.open(tmp_path / "s", space=other)
+
+
 def test_a_creation_that_was_torn_can_be_made_again(study):
     study.close()
     path = study.folder / "journal.jsonl"
@@ -430,6 +448,32 @@ def test_what_the_scale_forbids_is_refused_at_the_door(tmp_path, config, scale, 
         assert study.queue == ()
         study.enqueue(config, PROXY if scale is None else None)
         assert dict(study.ask(1)[0].config) == config
+
+
+def small(config):
+    return config["batch_size"] <= 8
+
+
+def test_no_configuration_is_taken_while_a_constraint_that_may_forbid_it_is_not_at_hand(tmp_path):
+    space = Space(batch_size=Integer(1, 64), constraints=[small])
+    Study.create(tmp_path / "s", space, objective=Minimize("loss")).close()
+    allowed = Study.create(tmp_path / "prior", space, objective=Minimize("loss"))
+    allowed.add({"batch_size": 8}, {"loss": 1.0})
+    with Study.open(tmp_path / "s") as study:
+        for change in (
+            lambda: study.enqueue({"batch_size": 64}),
+            lambda: study.add({"batch_size": 64}, {"loss": 1.0}),
+            lambda: study.add_prior(allowed),
+            lambda: study.ask(1),
+        ):
+            with pytest.raises(ValueError, match="small is not at hand; hand the space in"):
+                change()
+        assert study.best() is None
+        assert study.trials == study.queue == ()
+    with Study.open(tmp_path / "s", space=space) as study:
+        study.add_prior(allowed)
+        study.enqueue({"batch_size": 1})
+        assert study.ask(1)[0].config == {"batch_size": 1}
 
 
 class Careless:

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from experiments.show_space import SHOWN, main, show
-from search_spaces import Mixture, Real, Space
+from search_spaces import Choice, Integer, Mixture, MixtureSchedule, Real, Space
 from search_spaces.codec import KINDS
 
 
@@ -36,3 +36,31 @@ def test_few_samples_are_enough(tmp_path, samples):
     space = Space(x=Real(0, 1), data=Mixture("a", "b"), constraints=["x <= 0.5"])
     text = show(space, tmp_path, samples, seed=1).read_text(encoding="utf-8")
     assert "x &lt;= 0.5" in text
+
+
+def test_many_sources_and_long_or_odd_names_have_room(tmp_path):
+    space = Space(
+        x=Real(0, 1),
+        few=Integer(1, 3, log=True),
+        grid=Choice(*range(256), ordered=True),
+        model=Choice(
+            *(f"organisation/{size}B-instruct-v0.{size}-with-a-long-name" for size in range(6)), "$\\odd$", 1, "1"
+        ),
+        data=Mixture(*(f"source_number_{i}" for i in range(22))),
+    )
+    show(space, tmp_path, 30, seed=1)  # matplotlib warns, an error here, when a picture has no room for its texts
+
+
+def test_the_page_says_no_more_than_there_is(tmp_path):
+    space = Space(data=MixtureSchedule(Mixture("a", "b"), Mixture("a", "b"), switch=0.8))
+    text = show(space, tmp_path, 5, seed=1).read_text(encoding="utf-8")
+    assert "takes over at 0.8 of the run" in text
+    assert re.search(r"5 samples of \d+ coordinates\.</p>", text)  # and no scale
+
+
+@pytest.mark.parametrize("wrong", [["--samples", "0"], ["--seed", "-1"]])
+def test_samples_that_cannot_be_drawn_are_refused(wrong, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*wrong, "--out", str(tmp_path / "page")])
+    assert "--samples must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()

@@ -120,6 +120,13 @@ def test_each_epoch_of_a_domain_draws_every_example_once_in_an_order_of_its_own(
         start += size
 
 
+def test_changing_the_dictionary_of_shares_later_changes_nothing():
+    shares = dict(SHARES)
+    mine = sampler(shares=shares)
+    shares.clear()
+    assert list(mine) == list(sampler())
+
+
 def test_the_sequence_is_a_function_of_the_seed():
     assert list(sampler(seed=3)) == list(sampler(seed=3))
     assert list(sampler(seed=3)) != list(sampler(seed=4))
@@ -278,6 +285,12 @@ def test_another_sequence_cannot_take_over_a_saved_position():
 def test_what_does_not_fit_is_refused_when_it_is_made(settings, wrong):
     with pytest.raises(ValueError, match=wrong):
         sampler(**settings)
+
+
+@pytest.mark.parametrize("shares", [None, [0.5, 0.3, 0.2]])
+def test_shares_without_names_are_refused(shares):
+    with pytest.raises(TypeError, match=r"needs shares by name, such as config\['data'\], got"):
+        sampler(shares=shares)
 
 
 @pytest.mark.parametrize("count", [-1, 401, 2.5, True])

@@ -23,6 +23,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from bo import checkpoint
 from integrations.domain_sampler import DomainSampler
 from integrations.torch_training import ScheduledLR, TrainingState, scale_lr
+from search_spaces import Schedule
 from search_spaces.curve import REX, WSD, Cosine, Linear, OneCycle
 
 CURVES = [Cosine(warmup=0.1, floor=0.1), Linear(), WSD(decay=0.3, warmup=0.2), REX(floor=0.05), OneCycle()]
@@ -114,6 +115,30 @@ def test_a_step_beyond_the_run_is_refused_and_changes_nothing():
     assert scheduler.last_epoch == 3
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_torchs_deprecated_jump_lands_on_the_curve():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0, momentum=0.9)
+    schedule = OneCycle()
+    scheduler = ScheduledLR(optimizer, schedule, 100, cycle_momentum=True)
+    for step in (50, 50, 20, 100):
+        optimizer.step()
+        scheduler.step(step)
+        assert scheduler.get_last_lr() == [schedule.factor(step, 100)]
+        assert optimizer.param_groups[0]["momentum"] == schedule.momentum(step, 100)
+    with pytest.raises(ValueError, match="end of its 100 steps"):
+        scheduler.step(101)
+    assert scheduler.last_epoch == 100
+
+
+def test_a_group_that_is_added_later_is_refused():
+    optimizer = sgd(1.0)
+    scheduler = ScheduledLR(optimizer, Linear(), 10)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 0.1})
+    with pytest.raises(ValueError, match="made for 1 parameter groups and the optimizer now has 2; add groups before"):
+        scheduler.step()
+    assert scheduler.last_epoch == 0
+
+
 def test_others_in_a_chain_multiply_it():
     optimizer = sgd(1.0)
     chain = ChainedScheduler([ScheduledLR(optimizer, Linear(), 10), ExponentialLR(optimizer, 0.9)])
@@ -179,7 +204,7 @@ def test_another_curve_or_total_cannot_take_over_a_saved_state():
         ScheduledLR(sgd(1.0), Linear(), 10).load_state_dict(saved)
 
 
-@pytest.mark.parametrize("total", [0, 2.5, -3, True, math.nan])
+@pytest.mark.parametrize("total", [0, 2.5, -3, True, math.nan, None, "100"])
 def test_a_total_that_is_no_number_of_steps_is_refused(total):
     with pytest.raises(ValueError, match="total_steps"):
         ScheduledLR(sgd(1.0), Cosine(), total)
@@ -188,8 +213,9 @@ def test_a_total_that_is_no_number_of_steps_is_refused(total):
 def test_schedules_that_do_not_fit_the_groups_are_refused():
     with pytest.raises(ValueError, match="got 1 schedules for 2 parameter groups"):
         ScheduledLR(sgd(1.0, 1.0), [Cosine()], 10)
-    with pytest.raises(TypeError, match="needs schedules such as Cosine"):
-        ScheduledLR(sgd(1.0), ["cosine"], 10)
+    for wrong in (["cosine"], "cosine", Schedule("cosine"), None, lambda step: 1.0):
+        with pytest.raises(TypeError, match="needs schedules such as Cosine"):
+            ScheduledLR(sgd(1.0), wrong, 10)
 
 
 # ----------------------------------------------------------------------------------------------------- the checkpoints
@@ -287,6 +313,8 @@ def test_only_what_was_saved_can_be_restored():
         TrainingState(model=weight, optimizer=sgd(1.0)).restore(saved)
     with pytest.raises(ValueError, match="'optimiser' is only in one of them; make it with the parts"):
         TrainingState(model=weight).restore(saved)
+    with pytest.raises(ValueError, match=r"needs what state\(\) gave, got \['training', 'epoch'\]"):
+        TrainingState(model=weight, optimiser=sgd(1.0)).restore({"training": saved, "epoch": 3})
     assert torch.equal(torch.get_rng_state(), before)
 
 

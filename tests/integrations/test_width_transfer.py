@@ -217,6 +217,22 @@ def test_every_optimizer_has_a_width_rule_or_is_refused(name):
         make_optimizer(name, width_groups(model, base, name, 0.1), 0.1)
 
 
+def test_a_check_of_a_model_with_dropout_is_refused():
+    """Masks that differ hide how the updates grow: every slope comes out near 0."""
+
+    def make_model(width):
+        return nn.Sequential(nn.Linear(16, width), nn.Dropout(0.1), nn.Linear(width, 4))
+
+    def check(make):
+        return coordinate_check(
+            make, lambda m: torch.optim.Adam(m.parameters(), 1e-4), (8, 16), torch.ones(2, 16), lambda y: y.sum(), 1
+        )
+
+    with pytest.raises(ValueError, match=r"Layer '2' gives other outputs for the same inputs.*make the model without"):
+        check(make_model)
+    assert check(lambda width: make_model(width).eval()).keys() == {"0", "2"}
+
+
 def test_a_check_that_can_have_no_slope_is_refused():
     def check(widths=(8, 16), lr=0.1):
         return coordinate_check(

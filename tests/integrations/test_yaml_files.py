@@ -49,7 +49,7 @@ parameters:
   batch: {kind: integer, low: 16, high: 0x100}
   momentum: 0.9
   size: {kind: choice, options: [s, m, l], ordered: true}
-  flag: {kind: choice, options: [yes, true, 1, 1.0, ~, 2026-01-01]}
+  flag: {kind: choice, options: ['yes', true, 1, 1.0, ~, 2026-01-01]}
   optimizer:
     kind: choice
     options:
@@ -259,8 +259,9 @@ def test_readers_of_yaml_1_1_read_the_same_scalars(value):
         ("1e", "1e"),
         ("1_000", "1_000"),
         ("1:30", "1:30"),
-        ("yes", "yes"),
-        ("Off", "Off"),
+        ("'yes'", "yes"),
+        ('"Off"', "Off"),
+        ("yes please", "yes please"),
         ("TRUE", True),
         ("null", None),
         ("~", None),
@@ -273,6 +274,17 @@ def test_readers_of_yaml_1_1_read_the_same_scalars(value):
 def test_scalars_are_those_of_yaml_1_2(written, value):
     assert read(written).parameters["x"] == Fixed(value)
     assert repr(read(written).parameters["x"].value) == repr(value)
+
+
+@pytest.mark.parametrize("written", ["yes", "No", "ON", "off", "{kind: choice, options: [a, no]}", "{on: 1}"])
+def test_a_bare_word_that_is_a_bool_to_other_readers_is_refused(written):
+    with pytest.raises(ValueError, match=r"line 2: \w+ is read in more than one way; write true or false, or put it"):
+        read(written)
+
+
+def test_a_key_that_merges_for_other_readers_is_refused():
+    with pytest.raises(ValueError, match="line 3: << is read in more than one way; write the mapping out"):
+        read("&x {kind: real, low: 0, high: 1}\n  y: {<<: *x, high: 2}")
 
 
 def test_functions_are_handed_in_and_never_run_from_yaml():
@@ -357,7 +369,12 @@ def test_a_wrong_config_is_refused(text, message):
         ("a: 1\n---\nb: 1", "The YAML text, line 2: no YAML that can be read here (expected a single document"),
         ("a: \x00", "The YAML text: no YAML that can be read here (unacceptable character #x0000:"),
         ("a: *b", "The YAML text, line 1: no YAML that can be read here (found undefined alias 'b')."),
-        ("a: &b [*b]", "The YAML text, line 1: an alias stands for something that contains it; write it out."),
+        ("a: &b [*b]", "The YAML text: aliases stand for more than 100000 values, or for themselves; write them out."),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(20)),
+            "The YAML text: aliases stand for more than 100000 values, or for themselves; write them out.",
+        ),
+        ("[" * 5000, "The YAML text is nested too deeply to be read."),
         (
             "a: !!python/object/apply:os.system [ls]",
             "The YAML text, line 1: the tag !!python/object/apply:os.system is not read here; leave it out.",
@@ -446,12 +463,16 @@ def test_a_wrong_parameter_is_refused_by_its_name_and_line(parameter, message):
     ("others", "message"),
     [
         ({"constraints": "x <= 1"}, ", line 4: constraints must be a list ([one, two]), got 'x <= 1'."),
-        ({"constraints": "[x < 1]"}, ": The constraint 'x < 1' must compare by <= or >=;"),
-        ({"constraints": "[{function: a:b}]"}, ": there is no 'sha256', which is needed."),
+        ({"constraints": "[x < 1]"}, ": constraints: The constraint 'x < 1' must compare by <= or >=;"),
+        ({"constraints": "[{function: a:b}]"}, ": constraints: has no 'sha256'; it needs ['function', 'sha256']."),
         ({"fidelity": "{axes: {}}"}, ", line 4: fidelity needs 'target', got ['axes']."),
         (
             {"fidelity": "{axes: {}, target: {}, runable: {}}"},
             ", line 4: fidelity has no 'runable'; did you mean 'runnable'?",
+        ),
+        (
+            {"fidelity": "{axes: {}, target: {}, cost: steps}"},
+            ", line 4: fidelity.cost must be a mapping (name: value), got 'steps'.",
         ),
         ({"fidelity": "{axes: {tokens: 3}, target: {}}"}, ", line 4: fidelity.axes.tokens must be a mapping "),
         (

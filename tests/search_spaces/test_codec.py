@@ -131,6 +131,10 @@ def test_a_space_read_back_samples_the_same_configs():
 REAL = {"kind": "real", "low": 0.0, "high": 1.0, "log": False}
 
 
+RUNGS = {"name": "n", "rungs": [1, 2], "labels": []}
+RANGE = {"name": "n", "low": 1.0, "high": 2.0, "integer": True}
+
+
 def written(*parameters, **more):
     return {"parameters": list(parameters), "fidelity": None} | more
 
@@ -167,6 +171,21 @@ def written(*parameters, **more):
             written(["x", REAL], fidelity={"axes": [{"name": "n"}], "target": {}, "runnable": None, "cost": None}),
             "fidelity: has no 'low'",
         ),
+        *[
+            (
+                written(["x", REAL], fidelity={"axes": [axis], "target": {}, "runnable": None, "cost": cost}),
+                message,
+            )
+            for axis, cost, message in [
+                (RUNGS | {"name": 3}, None, "fidelity: needs texts in name, got 3."),
+                (RUNGS | {"rungs": 5}, None, "fidelity: n: needs a list as rungs, got 5."),
+                (RUNGS | {"labels": ["a"]}, None, "fidelity: n: needs a label for each of [1, 2], or none, got ['a']."),
+                (RANGE | {"low": None}, None, "fidelity: n: Real needs finite numbers as bounds, got low=None."),
+                (RUNGS, 5, "expected an object with the keys ['seconds', 'exponents'], got 5."),
+                (RUNGS, {"seconds": 1.0, "exponents": ["n"]}, "needs pairs [name, value] in exponents, got 'n'."),
+            ]
+        ],
+        (written(["x", {"kind": "mixture", "names": [[], "b"], "floors": [0, 0]}]), "x: needs texts in names, got []."),
     ],
 )
 def test_json_that_is_no_space_is_refused_where_it_is_wrong(obj, message):

@@ -164,6 +164,36 @@ def test_an_empty_set_is_refused_when_the_space_is_made():
         Space(**numbers, constraints=[vague])
 
 
+def test_a_constraint_that_leaves_nothing_of_one_option_is_refused_since_points_are_read_there():
+    wide, narrow = {"layers": Integer(10, 20)}, {"layers": Integer(1, 20)}
+    model = Choice({"wide": {"kind": Choice({"moe": wide, "dense": narrow})}, "narrow": narrow})
+    message = r"satisfies \['layers <= 5'\] where there is model.wide.kind.moe.layers; loosen"
+    with pytest.raises(ValueError, match=message):
+        Space(model=model, constraints=["layers <= 5"])
+    space = Space(model=model, constraints=["layers <= 10"])
+    assert max(config["layers"] for config in space.decode_all(rng().random((200, len(space.columns))))) == 10
+
+
+def test_a_constraint_on_what_does_not_vary_is_refused_or_says_nothing():
+    fidelity = Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e8), target={"params": 1e6, "tokens": 1e8})
+    with pytest.raises(ValueError, match=r"satisfies \['batch <= 5'\]; loosen"):
+        Space(batch=7, lr=Real(0, 1), constraints=["batch <= 5"])
+    with pytest.raises(ValueError, match=r"satisfies \['tokens <= 10000000.0 at tokens=100000000'\]; loosen"):
+        Space(lr=Real(0, 1), constraints=["tokens <= 1e7"], fidelity=fidelity)
+    for constraint in ("batch <= 7", "tokens <= 1e8"):
+        space = Space(batch=7, lr=Real(0, 1), constraints=[constraint], fidelity=fidelity)
+        at = space.at(fidelity.target)
+        assert at.decode([0.25]) == {"batch": 7, "lr": 0.25}
+        assert len(at.sample(rng(), 20)) == 20
+
+
+def test_a_constraint_between_options_that_exclude_each_other_is_refused():
+    options = Choice({"a": {"x": Real(0, 1)}, "b": {"y": Real(0, 1)}, "c": {"x": Real(0, 1), "y": Real(0, 1)}})
+    assert Space(o=options, constraints=["x <= y"])
+    with pytest.raises(ValueError, match=r"names \['x', 'y'\], which no config has together"):
+        Space(o=Choice({name: options.subspaces[name] for name in "ab"}), constraints=["x <= y"])
+
+
 def test_a_space_with_functions_is_stored_by_their_hash():
     space = Space(width=Integer(1, 9), depth=Integer(1, 9), constraints=["width <= depth", fits])
     written = space_to_json(space)

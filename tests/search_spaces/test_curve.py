@@ -424,7 +424,7 @@ def test_few_nodes_come_near_the_curve_of_every_step():
     [
         (lambda: Cosine(warmup=1), "Schedule cosine needs warmup in [0, 1), a fraction of the steps, got warmup=1.0."),
         (lambda: Cosine(floor=-1), "Schedule cosine needs floor in [0, 1], a fraction of the peak, got floor=-1.0."),
-        (lambda: Cosine(warmup="x"), "Schedule cosine needs a number for warmup, got 'x'."),
+        (lambda: Cosine(warmup="x"), "Schedule cosine needs a finite number for warmup, got 'x'."),
         (lambda: WSD(decay=0), "Schedule wsd needs decay in (0, 1], a fraction of the steps, got decay=0.0."),
         (lambda: WSD(0.6, 0.5), "Schedule wsd needs warmup + decay <= 1, got warmup=0.5, decay=0.6."),
         (
@@ -444,10 +444,11 @@ def test_few_nodes_come_near_the_curve_of_every_step():
             lambda: Step(milestones=(0.6, 0.3)),
             "Schedule step needs milestones that increase within (0, 1), got milestones=(0.6, 0.3).",
         ),
-        (lambda: Step(milestones=0.3), "Schedule step needs a list of numbers for milestones, got 0.3."),
+        (lambda: Step(milestones=0.3), "Schedule step needs a list of finite numbers for milestones, got 0.3."),
+        (lambda: Power(a=math.inf), "Schedule power needs a finite number for a, got inf."),
         (lambda: Exponential(0), "Schedule exponential needs time_constant > 0, got time_constant=0.0."),
-        (lambda: Piecewise(levels=None), "Schedule piecewise needs a list of numbers for levels, got None."),
-        (lambda: Piecewise(levels=["a"]), "Schedule piecewise needs a list of numbers for levels, got ['a']."),
+        (lambda: Piecewise(levels=None), "Schedule piecewise needs a list of finite numbers for levels, got None."),
+        (lambda: Piecewise(levels=["a"]), "Schedule piecewise needs a list of finite numbers for levels, got ['a']."),
         (
             lambda: Piecewise(levels=(1, 2)),
             "Schedule piecewise needs levels in [0, 1], fractions of the peak, got levels=(1.0, 2.0).",

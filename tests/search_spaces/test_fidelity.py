@@ -153,8 +153,12 @@ def make(target=None, **axes):
             make({"steps": 1.5}, steps=Integer(1, 2)),
             "target needs steps to be a whole number in [1, 2], got 1.5" + RUNNABLE,
         ),
-        (make({"step": 1}, steps=(1, 2)), "target has no value for ['steps']; it needs ['steps']."),
-        (make({"steps": 1, "x": 1}, steps=(1, 2)), "target has a value for ['x']; the axes are ['steps']."),
+        (make({"steps": 1}, steps=(1, 2), n=(1, 2)), "target has no value for ['n']; it needs ['steps', 'n']."),
+        (
+            make({"steps": 1, "x": 1}, steps=(1, 2)),
+            "target has a value for ['x'], which is no axis; the axes are ['steps'].",
+        ),
+        (make({"stesp": 1}, steps=(1, 2)), "target has a value for ['stesp'], which is no axis; did you mean 'steps'?"),
         (make(2, steps=(1, 2)), "target must be a dictionary axis -> value, got 2."),
         (
             lambda: Fidelity(steps=(1, 2), target={"steps": 9}, runnable={"steps": 3}, cost=by_steps),

@@ -334,8 +334,16 @@ def test_wrong_schedules_are_refused(make, message):
         ),
         ({"family": "wsd"}, "s has no value for ['decay']; schedule wsd needs it in this space."),
         ({"family": "piecewise"}, "s has no value for ['levels']; schedule piecewise needs it in this space."),
-        ({"family": []}, f"[] is no schedule family; there are {EVERY}."),
-        ({"family": "wsdd", "decay": 0.1}, "'wsdd' is no schedule family; did you mean 'wsd'?"),
+        ({"family": []}, f"s: [] is no schedule family; there are {EVERY}."),
+        ({"family": "wsdd", "decay": 0.1}, "s: 'wsdd' is no schedule family; did you mean 'wsd'?"),
+        (
+            {"family": "wsd", "decay": 0.1, 3: 4},
+            "s: Schedule wsd has no setting 3; known are ['decay', 'warmup', 'floor'].",
+        ),
+        (
+            {"family": "wsd", "decay": 0},
+            "s: Schedule wsd needs decay in (0, 1], a fraction of the steps, got decay=0.0.",
+        ),
     ],
 )
 def test_a_schedule_outside_the_parameter_is_refused(value, message):
