@@ -177,7 +177,7 @@ def _kind(made: Callable[..., Parameter]) -> str:
 
 def _config(space: Space, text: str, source: str) -> dict[str, Any]:
     root = _mapping(_parse(text, source), source, "a config")
-    return _at(source, lambda: space.from_json(root))
+    return _at(source, lambda: space.validate(root))
 
 
 def _readable(obj: Mapping[str, Any]) -> Any:
@@ -397,10 +397,8 @@ def _parse(text: str, source: str) -> Any:
         raise ValueError(f"{source}: no YAML that can be read here ({' '.join(str(error).split())}).") from None
     if root is None:
         raise ValueError(f"{source} is empty.")
-    if values > MOST_VALUES:
-        raise ValueError(
-            f"{source}: aliases stand for more than {MOST_VALUES} values, or for themselves; write them out."
-        )
+    if values > _MOST:
+        raise ValueError(f"{source}: aliases stand for more than {_MOST} values, or for themselves; write them out.")
     return _plain(root, source)
 
 

@@ -158,9 +158,9 @@ class Space:
         return point
 
     def encode_all(self, configs: Sequence[Mapping[str, Any]]) -> Array:
-        """`n` configs to (n, d) points; ValueError as `validate`."""
+        """`n` configs to (n, d) points; ValueError as `validate`, but that no predicate is asked."""
         x = np.full((len(configs), len(self.columns)), 0.5)
-        _encode(self._places, [self.validate(config) for config in configs], np.arange(len(configs)), x)
+        _encode(self._places, [self._checked(config) for config in configs], np.arange(len(configs)), x)
         return x
 
     def decode(self, x: npt.ArrayLike) -> Config:
@@ -282,6 +282,14 @@ class Space:
         ValueError for a name that is missing, unknown or of an option not chosen, for a value not allowed and for a
         constraint that does not hold (inequalities within 1e-9 of their sides; predicates as far as they are at hand).
         """
+        checked = self._checked(config)
+        for constraint in self.constraints:
+            if isinstance(constraint, Predicate) and constraint.stored.function and not constraint.holds(checked):
+                raise ValueError(constraint.refuse(checked))
+        return checked
+
+    def _checked(self, config: Mapping[str, Any]) -> Config:
+        """As `validate`, without the predicates."""
         if not isinstance(config, Mapping):
             raise ValueError(f"A config must be a dictionary name -> value, got {config!r}.")
         checked: Config = {}
@@ -290,22 +298,18 @@ class Space:
         if missing or not config.keys() <= checked.keys():
             self._refuse_names(config, checked, missing)
         for constraint in self.constraints:
-            if isinstance(constraint, Inequality):
-                holds = constraint.holds(checked, TOLERANCE)
-            else:
-                holds = constraint.stored.function is None or constraint.holds(checked)
-            if not holds:
+            if isinstance(constraint, Inequality) and not constraint.holds(checked, TOLERANCE):
                 raise ValueError(constraint.refuse(checked))
         return checked
 
     def to_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A config as plain JSON; `from_json` gives it back bit for bit."""
-        checked = self.validate(config)
+        checked = self._checked(config)
         return {f.name: f.parameter.to_json(checked[f.name]) for f in _chosen(self._places, checked)}
 
     def from_json(self, obj: Mapping[str, Any]) -> Config:
-        """The config that `to_json` wrote."""
-        return self.validate(obj)
+        """The config that `to_json` wrote. Predicates are not asked: what was written stays, though they may change."""
+        return self._checked(obj)
 
     def _points(self, x: npt.ArrayLike) -> Array:
         points = np.asarray(x, dtype=np.float64)

@@ -251,3 +251,20 @@ def test_a_name_in_a_constraint_stands_for_one_thing():
     fidelity = Fidelity(steps=(10, 20), target={"steps": 20}, cost=lambda scale: scale["steps"])
     with pytest.raises(ValueError, match=r"names \['steps'\], which are parameters and scale axes"):
         Space(steps=Integer(1, 9), constraints=["steps <= 5"], fidelity=fidelity)
+
+
+MOST = {"width": 9}
+
+
+def within(config):
+    return config["width"] <= MOST["width"]
+
+
+def test_configs_that_were_written_are_read_though_a_predicate_has_changed_its_mind(monkeypatch):
+    space = Space(width=Integer(1, 9), constraints=[within])
+    written = space.to_json({"width": 8})
+    monkeypatch.setitem(MOST, "width", 5)
+    assert space.from_json(written) == {"width": 8}
+    assert space.encode({"width": 8}).shape == (1,)
+    with pytest.raises(ValueError, match=r"breaks the constraint .*:within"):
+        space.validate({"width": 8})
