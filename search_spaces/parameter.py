@@ -153,8 +153,10 @@ class Real(Parameter):
         return (Column(path, path, "real", octaves=_log_octaves(self.low, self.high, self.log)),)
 
     def check(self, path: str, value: Any) -> float:
+        if type(value) is float and self.low <= value <= self.high:  # the usual case, and NaN fails the comparison
+            return value
         value = plain(value)  # a float32 would be compared in single precision
-        if (type(value) is float or is_number(value)) and self.low <= value <= self.high:  # NaN fails the comparison
+        if is_number(value) and self.low <= value <= self.high:
             return float(value)
         raise ValueError(f"{path} must be a number in [{self.low!r}, {self.high!r}], got {value!r}.")
 
