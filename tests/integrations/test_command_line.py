@@ -211,6 +211,19 @@ def test_ctrl_c_leaves_a_study_that_resumes(file, executor):
     assert Study.open("studies/job").running == ()
 
 
+def test_a_recommendation_keeps_to_a_function_of_the_training_file(file, capsys):
+    rule = "    constraints=[lambda config: config['data']['code'] >= 0.75],\n"
+    text = FILE.replace("    fidelity=Fidelity(", f"{rule}    fidelity=Fidelity(")
+    file.write_text(text.replace('"code": 0.5, "prose": 0.5', '"code": 0.75, "prose": 0.25'))
+    assert windtunnel() == 0
+    capsys.readouterr()
+    assert main(["recommend", "studies/job", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["data"]["code"] >= 0.75
+    file.write_text(file.read_text().replace(">= 0.75]", ">= 0.5]"))
+    assert main(["recommend", "studies/job"]) == 1
+    assert "The space differs from the one" in capsys.readouterr().err
+
+
 def test_a_recommendation_is_for_any_scale_by_number_or_label(file, capsys):
     windtunnel()
     capsys.readouterr()
