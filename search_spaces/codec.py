@@ -201,7 +201,8 @@ KINDS: dict[str, Kind] = {
 
 
 def space_to_json(space: Space) -> Json:
-    """A space as plain JSON; `space_from_json` gives an equal one back."""
+    """A space as plain JSON; `space_from_json` gives an equal one back. Of one at one scale the whole is written."""
+    space = space.whole
     fidelity = None if space.fidelity is None else _write_fidelity(space.fidelity)
     written: Json = {"parameters": _write_entries(space.parameters), "fidelity": fidelity}
     # Left out when there are none: journals of spaces without constraints stay as they are.

@@ -47,6 +47,8 @@ class Space:
     """The `d` coordinates. They carry the order of the parameters too, which dictionaries do not compare."""
     constraints: tuple[Inequality | Predicate, ...]
     _places: tuple[Place, ...] = field(compare=False)
+    _whole: "Space | None" = field(compare=False)
+    """What this is at one scale of."""
     _region: Region = field(compare=False)
     """Of the inequalities that speak of no scale axis, or of one whose value is known."""
 
@@ -86,6 +88,7 @@ class Space:
         object.__setattr__(self, "columns", tuple(columns))
         object.__setattr__(self, "constraints", constraints)
         object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "_whole", None)
         object.__setattr__(self, "_region", Region.of(self.columns, now, tuple(_every(places))))
 
     def _refuse_empty(self) -> None:
@@ -137,20 +140,27 @@ class Space:
         """The space at one scale: the same columns, with the caps and inequalities that hold there.
 
         Encoding is the same at every scale; decoding, sampling and `validate` then keep to what is allowed at this one.
-        Other scales, and JSON, are to be asked of the space itself. ValueError when nothing is allowed.
+        ValueError when nothing is.
         """
         if self.fidelity is None:
             return self
         values = self.fidelity.scale(scale, beyond=True)
-        if not self._scaled:
+        whole = self.whole
+        if not whole._scaled:
             return self
         space: Space = object.__new__(Space)
         space._fill(
-            {name: parameter.at(name, values) for name, parameter in self.parameters.items()},
+            {name: parameter.at(name, values) for name, parameter in whole.parameters.items()},
             self.fidelity,
-            tuple(c.given(values) if isinstance(c, Inequality) else c for c in self.constraints),
+            tuple(c.given(values) if isinstance(c, Inequality) else c for c in whole.constraints),
         )
+        object.__setattr__(space, "_whole", whole)
         return space
+
+    @property
+    def whole(self) -> "Space":
+        """The space of every scale: what `at` was asked of, else itself."""
+        return self._whole or self
 
     def encode(self, config: Mapping[str, Any]) -> Array:
         """A config to its (d,) point; ValueError as `validate`."""

@@ -268,3 +268,12 @@ def test_configs_that_were_written_are_read_though_a_predicate_has_changed_its_m
     assert space.encode({"width": 8}).shape == (1,)
     with pytest.raises(ValueError, match=r"breaks the constraint .*:within"):
         space.validate({"width": 8})
+
+
+def test_a_space_at_one_scale_can_be_asked_for_another_and_is_written_whole():
+    fidelity = Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e8), target={"params": 1e6, "tokens": 1e8})
+    data = Mixture("web", "code", supply={"code": 1e6})
+    space = Space(batch=Integer(1, 4096, log=True), data=data, constraints=["batch * 1e5 <= tokens"], fidelity=fidelity)
+    small, large = {"params": 1e5, "tokens": 1e6}, {"params": 1e6, "tokens": 1e8}
+    assert space.at(small).at(large) == space.at(large) != space.at(small)
+    assert space_from_json(space_to_json(space.at(large))) == space == space.at(large).whole
