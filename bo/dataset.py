@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bo.objective import Objective
-from bo.ports import History
+from bo.ports import ELSEWHERE, History
 from bo.trial import Trial
 from search_spaces import Scale, Space
 
@@ -58,7 +58,7 @@ class Outcome:
 
     def excess(self, u: Tensor, cell: Tensor) -> Tensor:
         best = self.best[cell]  # n x p
-        return (u - best) / best if self.relative else u - best
+        return ((u - best) / best if self.relative else u - best).clamp_min(0)
 
     def forward(self, u: Tensor, cell: Tensor) -> Tensor:
         """Oriented metrics (n x p) of cells (n) to model units (n x p)."""
@@ -184,7 +184,8 @@ def from_history(history: History) -> Dataset:
     cell = torch.tensor([scales.index(trial.scale) for trial in told], dtype=torch.long)
     u = torch.tensor([_oriented(trial, objective) for trial in told], dtype=torch.float64)
     u = u.reshape(len(told), len(objective.weights))
-    outcome = fit_outcome(u, cell, torch.as_tensor(places(space, scales)), _magnitudes(objective))
+    allowed = torch.tensor([_allowed(space, trial) for trial in told], dtype=torch.bool)
+    outcome = fit_outcome(u, cell, torch.as_tensor(places(space, scales)), _magnitudes(objective), allowed)
     diverged = ~torch.isfinite(u).all(-1)
     Y = torch.zeros_like(u)
     if not diverged.all():
@@ -205,10 +206,12 @@ def from_history(history: History) -> Dataset:
     )
 
 
-def fit_outcome(u: Tensor, cell: Tensor, where: Tensor, weight: Tensor) -> Outcome:
+def fit_outcome(u: Tensor, cell: Tensor, where: Tensor, weight: Tensor, allowed: Tensor) -> Outcome:
     """The transform for oriented metrics u (n x p; a row with a non-finite entry is a diverged run).
 
     cell: n, index into `where` (c x m), the places of the cells. weight: magnitudes in the minimised sum, shape (p,).
+    allowed: n, false for runs made elsewhere that may not be made here. They set no best value, and count as good as
+    the best one where they are better, else what can be reached would lie far away from everything.
 
     A run is good when its objective is at most the pooled median excess above the best of its cell, and at most 5% of
     it. A metric is kept linear as far as the good runs reach: with a single metric that caps it at the median excess
@@ -220,16 +223,17 @@ def fit_outcome(u: Tensor, cell: Tensor, where: Tensor, weight: Tensor) -> Outco
     table = torch.cat([u, u @ weight[:, None]], dim=-1)  # n x (p + 1), the objective last
     best = torch.full((c, p + 1), math.nan, dtype=torch.float64)
     for k in range(c):
-        if (mine := good & (cell == k)).any():
-            best[k] = table[mine].min(0).values
+        mine = good & (cell == k)
+        if mine.any():
+            best[k] = table[mine & allowed if (mine & allowed).any() else mine].min(0).values
     seen = best[torch.isfinite(best).all(-1)]
     # Relative to the level makes small and large models comparable; it needs a level that is a stable, positive unit.
     relative = len(seen) > 0 and bool((seen > 0).all()) and bool((seen.max(0).values < 4 * seen.min(0).values).all())
     table, cell = table[good], cell[good]
     if relative:
-        excess = table / best[cell] - 1
+        excess = (table / best[cell] - 1).clamp_min(0)
     elif len(table):
-        excess = table - best[cell]
+        excess = (table - best[cell]).clamp_min(0)
     else:
         excess = table
     limit = EXPLODED if relative else math.inf
@@ -241,6 +245,11 @@ def fit_outcome(u: Tensor, cell: Tensor, where: Tensor, weight: Tensor) -> Outco
     sd = h.std(0, correction=0) if len(h) else torch.ones(p, dtype=torch.float64)
     sd = torch.where(sd > 1e-9 * cap, sd, cap)
     return Outcome(relative, best[:, :-1], where, cap, mean, sd, weight)
+
+
+def _allowed(space: Space, trial: Trial) -> bool:
+    """Whether its scale allows a run: only one made elsewhere may break what the space allows there."""
+    return trial.source not in ELSEWHERE or space.at(trial.scale).allows(trial.config)
 
 
 def _median_of_positive(excess: Tensor) -> Tensor:

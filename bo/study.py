@@ -246,7 +246,7 @@ class Study:
         scored = [(better.value(t.metrics), t.id) for t in at_top if t.metrics and not better.missing(t.metrics)]
         for _, id in sorted((value, id) for value, id in scored if math.isfinite(value)):
             trial = self.trial(id)
-            if trial.source != "added" or _allows(self.space.at(self.top), trial.config):
+            if trial.source != "added" or self.space.at(self.top).allows(trial.config):
                 return trial
         return None
 
@@ -594,14 +594,6 @@ def _seconds(seconds: float | None) -> float | None:
 def trial_folder(folder: Path, id: int) -> Path:
     """Where trial `id` of the study in `folder` keeps its checkpoints and its log."""
     return folder / "trials" / f"{id:05d}"
-
-
-def _allows(space: Space, config: Mapping[str, Any]) -> bool:
-    try:
-        space.validate(config)
-    except ValueError:
-        return False
-    return True
 
 
 def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:

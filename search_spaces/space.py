@@ -298,6 +298,14 @@ class Space:
                 raise ValueError(constraint.refuse(checked))
         return checked
 
+    def allows(self, config: Mapping[str, Any]) -> bool:
+        """Whether `validate` takes the config."""
+        try:
+            self.validate(config)
+        except ValueError:
+            return False
+        return True
+
     def _checked(self, config: Mapping[str, Any]) -> Config:
         """As `validate`, without the predicates."""
         if not isinstance(config, Mapping):

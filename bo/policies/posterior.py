@@ -87,10 +87,8 @@ def best_allowed(history: History, scale: Scale) -> dict[str, Any]:
     finished = [trial for trial in history.trials if trial.status == "finished"]
     for trial in sorted(finished, key=lambda trial: history.objective.value(trial.metrics or {})):
         for config in (trial.config, space.decode(history.space.encode(trial.config))):
-            try:
-                return space.validate(config)
-            except ValueError:  # allowed where it ran, and not here
-                continue
+            if space.allows(config):  # one that was allowed where it ran need not be here
+                return dict(config)
     return middle(space)
 
 

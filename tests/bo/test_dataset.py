@@ -39,6 +39,10 @@ def oriented(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).reshape(len(values), -1)
 
 
+def every(u: Tensor) -> Tensor:
+    return torch.ones(len(u), dtype=torch.bool)
+
+
 def test_larger_is_better_whatever_the_objective_says() -> None:
     losses = data(*(told(i, TARGET, loss=2 + 0.01 * i) for i in range(5)))
     assert (losses.Y[:, 0].diff() < 0).all()
@@ -61,7 +65,7 @@ def test_every_cell_is_centred_at_its_own_best_in_one_unit() -> None:
 def test_the_transform_keeps_the_order_within_a_cell(values: list[float], shift: int) -> None:
     u = oriented(values) - (0, 5.0, 1e5)[shift]
     cell = torch.zeros(len(u), dtype=torch.long)
-    outcome = fit_outcome(u, cell, torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    outcome = fit_outcome(u, cell, torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64), every(u))
     y = outcome.forward(u, cell)[:, 0]
     order = torch.argsort(u[:, 0])
     assert torch.isfinite(y).all()
@@ -71,7 +75,7 @@ def test_the_transform_keeps_the_order_within_a_cell(values: list[float], shift:
 def test_the_transform_is_affine_below_its_cap_and_can_be_inverted() -> None:
     u = oriented([2.0, 2.01, 2.03, 2.06, 9.0, 2.04])
     cell = torch.zeros(6, dtype=torch.long)
-    outcome = fit_outcome(u, cell, torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    outcome = fit_outcome(u, cell, torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64), every(u))
     y = outcome.forward(u, cell)
     shift, gain = outcome.affine(outcome.level(torch.zeros(2, dtype=torch.float64)))
     near = outcome.excess(u, cell)[:, 0] <= outcome.cap
@@ -95,7 +99,7 @@ def test_a_metric_that_is_sacrificed_at_the_best_mixture_stays_linear() -> None:
     u = oriented([[1.0, 2.8], [1.02, 2.79], [1.5, 2.6], [2.0, 2.4], [4.0, 2.0]])
     cell = torch.zeros(5, dtype=torch.long)
     weight = torch.tensor([1.0, 0.2], dtype=torch.float64)
-    outcome = fit_outcome(u, cell, torch.zeros(1, 0, dtype=torch.float64), weight)
+    outcome = fit_outcome(u, cell, torch.zeros(1, 0, dtype=torch.float64), weight, every(u))
     best = (u @ weight).argmin()
     assert (outcome.excess(u, cell)[best] <= outcome.cap).all()
 
@@ -158,3 +162,19 @@ def test_the_level_of_an_unseen_scale_is_extrapolated_with_a_wide_deviation() ->
     assert float(unseen.sd) > 0.1
     assert float(runs.outcome.level(runs.place(SMALL)).best) == 4.0
     assert float(runs.outcome.level(runs.place(SMALL)).sd) == 0.0
+
+
+def test_a_run_that_may_not_be_made_here_does_not_set_what_the_others_are_measured_by() -> None:
+    tokens = Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e7), target={"params": 1e6, "tokens": 1e7})
+    space = Space(data=Mixture("code", "prose", supply={"code": 1e6}, max_epochs=4), fidelity=tokens)
+
+    def run(id: int, code: float, loss: float, source: str = "added") -> Trial:
+        data = {"code": code, "prose": 1 - code}
+        return Trial(id, {"data": data}, tokens.target, 0, source, status="finished", metrics={"loss": loss})
+
+    own = [run(i, 0.1 * i, 2.0 + 0.01 * i) for i in range(4)]
+    forbidden = run(4, 0.9, 1.0)
+    alone, both = (dataset.from_history(History(space, Minimize("loss"), tuple(t))) for t in (own, [*own, forbidden]))
+    assert both.outcome.best.tolist() == alone.outcome.best.tolist() == [[2.0]]
+    assert both.Y[4] == both.Y[:4].max()
+    assert both.Y[:4].std() > 0.5
