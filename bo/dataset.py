@@ -184,7 +184,7 @@ def from_history(history: History) -> Dataset:
     cell = torch.tensor([scales.index(trial.scale) for trial in told], dtype=torch.long)
     u = torch.tensor([_oriented(trial, objective) for trial in told], dtype=torch.float64)
     u = u.reshape(len(told), len(objective.weights))
-    allowed = torch.tensor([_allowed(space, trial) for trial in told], dtype=torch.bool)
+    allowed = torch.tensor(_allowed(space, told), dtype=torch.bool)
     outcome = fit_outcome(u, cell, torch.as_tensor(places(space, scales)), _magnitudes(objective), allowed)
     diverged = ~torch.isfinite(u).all(-1)
     Y = torch.zeros_like(u)
@@ -247,9 +247,18 @@ def fit_outcome(u: Tensor, cell: Tensor, where: Tensor, weight: Tensor, allowed:
     return Outcome(relative, best[:, :-1], where, cap, mean, sd, weight)
 
 
-def _allowed(space: Space, trial: Trial) -> bool:
-    """Whether its scale allows a run: only one made elsewhere may break what the space allows there."""
-    return trial.source not in ELSEWHERE or space.at(trial.scale).allows(trial.config)
+def _allowed(space: Space, trials: Sequence[Trial]) -> list[bool]:
+    """Whether its scale allows each run: only one made elsewhere may break what the space allows there."""
+    there: dict[Scale, Space | None] = {}  # None where nothing is allowed
+    for scale in {trial.scale for trial in trials if trial.source in ELSEWHERE}:
+        try:
+            there[scale] = space.at(scale)
+        except ValueError:
+            there[scale] = None
+    return [
+        trial.source not in ELSEWHERE or ((here := there[trial.scale]) is not None and here.allows(trial.config))
+        for trial in trials
+    ]
 
 
 def _median_of_positive(excess: Tensor) -> Tensor:

@@ -322,7 +322,7 @@ class Space:
 
     def to_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A config as plain JSON; `from_json` gives it back bit for bit."""
-        checked = self._checked(config)
+        checked = self.validate(config)
         return {f.name: f.parameter.to_json(checked[f.name]) for f in _chosen(self._places, checked)}
 
     def from_json(self, obj: Mapping[str, Any]) -> Config:

@@ -178,3 +178,12 @@ def test_a_run_that_may_not_be_made_here_does_not_set_what_the_others_are_measur
     assert both.outcome.best.tolist() == alone.outcome.best.tolist() == [[2.0]]
     assert both.Y[4] == both.Y[:4].max()
     assert both.Y[:4].std() > 0.5
+
+
+def test_a_run_made_at_a_scale_where_nothing_is_allowed_is_learned_from_all_the_same() -> None:
+    tokens = Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e7), target={"params": 1e6, "tokens": 1e7})
+    space = Space(data=Mixture("code", "prose", supply={"code": 5e6, "prose": 5e6}), fidelity=tokens)
+    beyond = tokens.scale({"params": 1e6, "tokens": 1e9}, beyond=True)
+    data = {"code": 0.5, "prose": 0.5}
+    run = Trial(0, {"data": data}, beyond, 0, "added", status="finished", metrics={"loss": 1.5})
+    assert dataset.from_history(History(space, Minimize("loss"), (run,))).outcome.best.tolist() == [[1.5]]

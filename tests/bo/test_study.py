@@ -472,6 +472,8 @@ def test_no_configuration_is_taken_while_a_constraint_that_may_forbid_it_is_not_
         assert study.trials == study.queue == ()
     with Study.open(tmp_path / "s", space=space) as study:
         study.add_prior(allowed)
+        with pytest.raises(ValueError, match=r"breaks the constraint .*:small"):
+            study.enqueue({"batch_size": 64})
         study.enqueue({"batch_size": 1})
         assert study.ask(1)[0].config == {"batch_size": 1}
 
