@@ -113,7 +113,7 @@ def raw_points(space: Space, incumbents: np.ndarray, rng: np.random.Generator) -
         return sobol_points(d, n, seed, first)
 
     count = RAW
-    if space.constraints and allowed(space, torch.as_tensor(space.quantile(stream(0, RAW)))).double().mean() < SPARSE:
+    if space.predicates and allowed(space, torch.as_tensor(space.quantile(stream(0, RAW)))).double().mean() < SPARSE:
         count //= 8
     parts = [space.draw(stream, 0, count)]
     if len(incumbents):

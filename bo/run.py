@@ -99,11 +99,8 @@ class _Driver:
     @property
     def patience(self) -> int:
         """Failures in a row that are borne."""
-        return (
-            OUTAGE
-            if any(trial.told and trial.source not in ports.ELSEWHERE for trial in self.study.trials)
-            else HOPELESS
-        )
+        trained = any(trial.told and trial.source not in ports.ELSEWHERE for trial in self.study.trials)
+        return OUTAGE if trained else HOPELESS
 
     def fill(self, reason: Reason | None, ending: _Ending) -> Reason | None:
         """Start trials while the executor takes them and nothing says to end; returns why no more are asked for."""

@@ -27,7 +27,6 @@ from bo.trial import Trial
 from bo.worker import numbers, whole_step
 from search_spaces import MeasuredCost, Scale, Space, carry
 from search_spaces.codec import space_from_json, space_to_json
-from search_spaces.constraint import Predicate
 
 VERSION = 1
 log = logging.getLogger("windtunnel")
@@ -484,9 +483,8 @@ class Study:
 
     def _refuse_unchecked(self) -> None:
         """ValueError while a predicate is not at hand: a configuration it forbids would end all later asking."""
-        for constraint in self.space.constraints:
-            if isinstance(constraint, Predicate) and constraint.stored.function is None:
-                raise ValueError(f"The constraint {constraint.text} is not at hand; hand the space in by Study.open.")
+        for text in self.space.lacking:
+            raise ValueError(f"The constraint {text} is not at hand; hand the space in by Study.open.")
 
     def _taken(self, id: int, other: Study, trial: Trial, config: Mapping[str, Any], source: str) -> Event:
         """A told trial of another study as trial `id` of this one, by its `config` here."""

@@ -27,7 +27,6 @@ from bo.run import request_stop
 from integrations.describe import best_words, config_table, number, scale_words, status, summary
 from integrations.progress import Progress
 from integrations.training_file import Loaded, TrainingFile
-from search_spaces.constraint import Predicate
 
 KEPT = "training_file.py"  # the training file as it was run, in the study's folder
 SECRET = re.compile(r"^-.*(token|key|secret|password)", re.IGNORECASE)
@@ -327,8 +326,7 @@ def _recommend(options: argparse.Namespace) -> int:
 def _with_functions(folder: Path) -> Study:
     """The study; functions among its constraints are taken from the file it was run with, and known by their hash."""
     study = Study.open(folder)
-    lacking = any(isinstance(c, Predicate) and c.stored.function is None for c in study.space.constraints)
-    if not lacking or study.training is None:
+    if not study.space.lacking or study.training is None:
         return study
     file = TrainingFile(Path(study.training["file"]), tuple(study.training["args"]))
     return Study.open(folder, space=file.load().space)

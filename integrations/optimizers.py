@@ -12,13 +12,14 @@ Each has rates of its own: Lion's lie at about a fifth of AdamW's, SGD-SaI's at 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
 
 from torch.optim import Optimizer
+
+from search_spaces.parameter import suggestion
 
 OPTIMIZERS: dict[str, tuple[str, str]] = {
     # name: (package, class); it is imported when the optimizer is made
@@ -43,8 +44,7 @@ def make_optimizer(name: str, params: Iterable[Any], lr: float, **settings: Any)
     ValueError for an unknown name or setting, ImportError saying what to install when the package is missing.
     """
     if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {list(OPTIMIZERS)}."
+        hint = suggestion(name, OPTIMIZERS, f"there are {list(OPTIMIZERS)}.")
         raise ValueError(f"There is no optimizer {name!r}; {hint}")
     module, attribute = OPTIMIZERS[name]
     try:
@@ -63,8 +63,7 @@ def make_optimizer(name: str, params: Iterable[Any], lr: float, **settings: Any)
     known = [*(["beta1", "beta2"] if "betas" in defaults else []), *(key for key in defaults if key != "lr")]
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {known}."
+            hint = suggestion(key, known, f"it has {known}.")
             raise ValueError(f"Optimizer {name!r} has no setting {key!r}; {hint}")
     single = {i: settings.pop(f"beta{i + 1}") for i in (0, 1) if f"beta{i + 1}" in settings}
     if single:

@@ -20,7 +20,6 @@ off and <<, which many readers take for bools and merges, are refused; in quotes
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import io
 import math
@@ -38,7 +37,7 @@ from integrations.foreign_space import refuse_reserved
 from search_spaces import Choice, Integer, Mixture, Real, Schedule, Space, space_from_json, space_to_json
 from search_spaces.codec import KINDS
 from search_spaces.mixture_schedule import MixtureSchedule
-from search_spaces.parameter import Fixed, Parameter
+from search_spaces.parameter import Fixed, Parameter, suggestion
 
 _Made = TypeVar("_Made")
 _Kind = TypeVar("_Kind", bound=Parameter)
@@ -377,8 +376,7 @@ def _keys(mapping: _Mapping, what: str, *, known: Sequence[str], needed: Sequenc
 
 
 def _near(given: object, known: Sequence[str] | Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(str(given), known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {list(known)}."
+    return suggestion(given, known, f"there are {list(known)}.")
 
 
 def _parse(text: str, source: str) -> Any:

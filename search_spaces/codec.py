@@ -4,7 +4,6 @@ JSON that was written by hand or damaged is refused at the first key that is mis
 the path of names that leads there.
 """
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +13,7 @@ from search_spaces.curve import family_named
 from search_spaces.fidelity import Axis, Fidelity, MeasuredCost, Scale
 from search_spaces.mixture import Mixture
 from search_spaces.mixture_schedule import MixtureSchedule
-from search_spaces.parameter import Choice, Fixed, Integer, Parameter, Real
+from search_spaces.parameter import Choice, Fixed, Integer, Parameter, Real, suggestion
 from search_spaces.schedule import Schedule, Setting
 from search_spaces.space import Space
 from search_spaces.stored import StoredFunction
@@ -37,10 +36,7 @@ def _keys(obj: object, needed: Sequence[str], optional: Sequence[str] = ()) -> J
     known = [*needed, *optional]
     for key in obj:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            raise ValueError(
-                f"has an unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {known}.")
-            )
+            raise ValueError(f"has an unknown key {key!r}; {suggestion(key, known, f'known are {known}.')}")
     if missing := [key for key in needed if key not in obj]:
         raise ValueError(f"has no {missing[0]!r}; it needs {list(needed)}.")
     return dict(obj)

@@ -13,7 +13,6 @@ warm-up.
 A new family is one dataclass and one row of FAMILIES.
 """
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, ClassVar, Self, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.parameter import Array, Real, is_number, plain
+from search_spaces.parameter import Array, Real, is_number, plain, suggestion
 
 #: A number, or one for each of many curves: an array that broadcasts with the steps.
 Values: TypeAlias = float | Array
@@ -633,15 +632,14 @@ def family_named(name: object) -> type[Curve]:
     """The class of a family; ValueError when there is none of that name."""
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
-    near = difflib.get_close_matches(name, FAMILIES, 1) if isinstance(name, str) else []
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {list(FAMILIES)}."
+    there_are = f"there are {list(FAMILIES)}."
+    hint = suggestion(name, FAMILIES, there_are) if isinstance(name, str) else there_are
     raise ValueError(f"{name!r} is no schedule family; {hint}")
 
 
 def refuse_setting(what: str, setting: str, known: Sequence[str]) -> None:
     """Raises the ValueError for a name that is no setting of `what`."""
-    near = difflib.get_close_matches(str(setting), known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {list(known)}."
+    hint = suggestion(setting, known, f"known are {list(known)}.")
     raise ValueError(f"{what} has no setting {setting!r}; {hint}")
 
 

@@ -4,7 +4,6 @@
 floating-point operations by default.
 """
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.parameter import Array, Integer, Real, is_number, plain
+from search_spaces.parameter import Array, Integer, Real, is_number, plain, suggestion
 from search_spaces.stored import StoredFunction
 
 CELLS_OF_A_RANGE = 4
@@ -333,8 +332,7 @@ class Fidelity:
             raise ValueError(f"{what} must be a dictionary axis -> value, got {values!r}.")
         names = [axis.name for axis in self.axes]
         if unknown := [name for name in values if name not in names]:
-            near = difflib.get_close_matches(str(unknown[0]), names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the axes are {names}."
+            hint = suggestion(unknown[0], names, f"the axes are {names}.")
             raise ValueError(f"{what} has a value for {unknown}, which is no axis; {hint}")
         if missing := [name for name in names if name not in values]:
             raise ValueError(f"{what} has no value for {missing}; it needs {names}.")

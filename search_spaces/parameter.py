@@ -5,10 +5,11 @@ to columns of the unit cube, `decode` takes every point of those columns back to
 once (`n` values, `k` columns of this parameter). `Mixture` and `Schedule` implement the same class in their own files.
 """
 
+import difflib
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeGuard
 
@@ -101,6 +102,12 @@ def is_number(value: object) -> TypeGuard[float]:
 def plain(value: Any) -> Any:
     """A numpy scalar as the Python value it stands for; everything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def suggestion(name: object, known: Iterable[str], otherwise: str) -> str:
+    """The end of an error about a name that is not known: the nearest known one, or `otherwise` when none is near."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def is_scalar(value: object) -> bool:

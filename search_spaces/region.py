@@ -5,7 +5,6 @@ logarithmic axes and integers are all alike. A point outside is pulled towards a
 that way first meets the allowed set.
 """
 
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.constraint import Inequality
-from search_spaces.parameter import Array, Choice, Column, Fixed, Integer, Parameter, Real, codes_of, is_number
+from search_spaces.parameter import (
+    Array,
+    Choice,
+    Column,
+    Fixed,
+    Integer,
+    Parameter,
+    Real,
+    codes_of,
+    is_number,
+    suggestion,
+)
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
@@ -45,10 +55,10 @@ class Place:
         return np.array(self.parameter.decode(columns), dtype=np.float64)
 
 
-def counts(place: Place, x: Array, columns: Sequence[Column]) -> Mask:
-    """(n, d) points -> (n,): whether the place's option is chosen."""
+def counts(part: Place | Column, x: Array, columns: Sequence[Column]) -> Mask:
+    """(n, d) points -> (n,): whether the option, or family, that a place or a column belongs to is chosen."""
     on = np.ones(len(x), dtype=np.bool_)
-    for condition, code in place.when:
+    for condition, code in part.when:
         on &= codes_of(x[:, condition], columns[condition].levels) == code
     return on
 
@@ -246,8 +256,7 @@ def _check_together(inequality: Inequality, places: Sequence[tuple[Place, ...]])
 def _check_numbers(inequality: Inequality, name: str, places: Sequence[Place], placed: Sequence[Place]) -> None:
     if not places:
         known = list(dict.fromkeys(place.name for place in placed))
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"its names are {known}."
+        hint = suggestion(name, known, f"its names are {known}.")
         raise ValueError(f"The constraint {inequality.text!r} names {name!r}, which the space does not know; {hint}")
     for place in places:
         parameter = place.parameter

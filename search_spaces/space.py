@@ -6,7 +6,6 @@ chosen are ignored, and `encode` puts 0.5 there. A point that breaks an inequali
 point well inside (its anchor) first meets the allowed set.
 """
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from search_spaces.constraint import TOLERANCE, Inequality, Predicate, as_constraint
 from search_spaces.fidelity import Fidelity, Scale
-from search_spaces.parameter import Array, Choice, Column, Fixed, Parameter, as_parameter, codes_of
+from search_spaces.parameter import Array, Choice, Column, Fixed, Parameter, as_parameter, codes_of, suggestion
 from search_spaces.region import Mask, Place, Region, counts
 
 Config: TypeAlias = dict[str, Any]
@@ -101,11 +100,10 @@ class Space:
                         f"{place.name} depends on the scale axis {axis!r}; give the space a fidelity with that axis, "
                         f"got {list(axes)}."
                     )
-        predicates = [c for c in self.constraints if isinstance(c, Predicate)]
         scales = () if self.fidelity is None else (*self.fidelity.cells(), self.fidelity.top, self.fidelity.target)
         for space in [self.at(scale) for scale in scales] if self._scaled else [self]:
             space._region.refuse_empty()
-            if predicates and all(c.stored.function for c in predicates):
+            if self.predicates and not self.lacking:
                 space.sample(np.random.default_rng(0), 1)
 
     def __repr__(self) -> str:
@@ -129,6 +127,16 @@ class Space:
     def placed(self) -> tuple[Place, ...]:
         """Every parameter with its columns, those inside options too."""
         return tuple(_every(self._places))
+
+    @property
+    def predicates(self) -> tuple[Predicate, ...]:
+        """The constraints that are functions of a config."""
+        return tuple(constraint for constraint in self.constraints if isinstance(constraint, Predicate))
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The predicates that are not at hand, by where they were: until they are, nothing is drawn."""
+        return tuple(predicate.text for predicate in self.predicates if predicate.stored.function is None)
 
     @property
     def _scaled(self) -> bool:
@@ -282,8 +290,8 @@ class Space:
         points = self._points(x)
         on = np.ones(points.shape, dtype=np.bool_)
         for index, column in enumerate(self.columns):
-            for condition, code in column.when:
-                on[:, index] &= codes_of(points[:, condition], self.columns[condition].levels) == code
+            if column.when:
+                on[:, index] = counts(column, points, self.columns)
         return on
 
     def validate(self, config: Mapping[str, Any]) -> Config:
@@ -293,9 +301,9 @@ class Space:
         constraint that does not hold (inequalities within 1e-9 of their sides; predicates as far as they are at hand).
         """
         checked = self._checked(config)
-        for constraint in self.constraints:
-            if isinstance(constraint, Predicate) and constraint.stored.function and not constraint.holds(checked):
-                raise ValueError(constraint.refuse(checked))
+        for predicate in self.predicates:
+            if predicate.stored.function and not predicate.holds(checked):
+                raise ValueError(predicate.refuse(checked))
         return checked
 
     def allows(self, config: Mapping[str, Any]) -> bool:
@@ -342,8 +350,7 @@ class Space:
         extra = [name for name in config if name not in checked]
         for name in extra:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"its names are {known}."
+                hint = suggestion(name, known, f"its names are {known}.")
                 raise ValueError(f"Config has a value for {name!r}, which the space does not know; {hint}")
         if missing:
             raise ValueError(
