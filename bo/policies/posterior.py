@@ -15,7 +15,7 @@ from bo.dataset import Dataset
 from bo.optimize import Acquisition, maximise
 from bo.policies.design import initial, middle, sequence_seed
 from bo.ports import History, Proposal, Recommendation
-from bo.surrogates import composite, scale_shift
+from bo.surrogates import composite
 from bo.surrogates.composite import Composite
 from bo.surrogates.scale_shift import NumericalError
 from search_spaces import Scale
@@ -99,7 +99,7 @@ def fit(data: Dataset, at: Scale, start: Any = None) -> tuple[Composite, dict[st
     others: small runs sometimes mislead.
     """
     model = composite.fit(data, start)
-    memory = scale_shift.memory(model.gp)
+    memory = model.gp.memory()
     here = data.at(at)
     if len(data.scales) > 1 and int((here & ~data.diverged).sum()) >= ENOUGH_ALONE:
         alone = composite.fit(data.rows(here))
@@ -111,24 +111,27 @@ def fit(data: Dataset, at: Scale, start: Any = None) -> tuple[Composite, dict[st
 def log_density(model: Composite) -> Tensor:
     """Leave-one-out log density of each run's metrics, summed over metrics: n."""
     mean, variance = model.gp.leave_one_out()
-    return (-0.5 * ((model.gp.Y - mean).square() / variance + (2 * math.pi * variance).log())).sum(-1)
+    return (-0.5 * ((model.data.Y - mean).square() / variance + (2 * math.pi * variance).log())).sum(-1)
 
 
 def criterion(model: Composite, at: Scale, running: Tensor) -> Acquisition:
     """Log-EI over the best posterior mean among `running` (k x d); the posterior mean itself while there are none."""
     if not len(running):
         return posterior_mean(model, at)
-    best = model.value(running, at)[0].max()
+    belief = model.at(at)
+    best = belief.value(running)[0].max()
 
     def acquisition(X: Tensor) -> Tensor:
-        return log_ei(*model.value(X, at), best)
+        return log_ei(*belief.value(X), best)
 
     return acquisition
 
 
 def posterior_mean(model: Composite, at: Scale) -> Acquisition:
+    belief = model.at(at)
+
     def acquisition(X: Tensor) -> Tensor:
-        return model.value(X, at)[0]
+        return belief.value(X)[0]
 
     return acquisition
 
@@ -137,7 +140,7 @@ def leaders(model: Composite, at: Scale, k: int = 10) -> Tensor:
     """The told configurations, of every scale, that the posterior mean at this scale likes best: up to k x d."""
     X = model.data.X
     with torch.no_grad():
-        order = torch.argsort(model.value(X, at)[0], descending=True, stable=True)
+        order = torch.argsort(model.at(at).value(X)[0], descending=True, stable=True)
     return X[order[:k]]
 
 

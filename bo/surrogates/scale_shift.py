@@ -242,6 +242,19 @@ def shares(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
     return bent
 
 
+def within(inputs: Inputs, q: int, hyper: Hyper, layout: Layout) -> Tensor:
+    """Prior covariances of groups of q points of one scale, where no drift comes between them: p x b x q x q."""
+    width = hyper.lengthscale[:, list(layout.groups)]  # p x D
+    F = shifted(inputs, hyper, layout)  # p x (b q) x D
+    first = F.shape[-1] - layout.shares
+    groups = (F / width[:, None]).reshape(len(F), -1, q, F.shape[-1])
+    r2 = (groups[..., :, None, :] - groups[..., None, :, :]).square().sum(-1)  # p x b x q x q
+    own = (hyper.amplitude * (1 + hyper.residual))[:, None, None, None] * matern(r2)
+    linear = F[0, :, first:].reshape(-1, q, layout.shares)
+    constant = (MEAN_VARIANCE + hyper.level)[:, None, None, None]
+    return own + constant + hyper.linear[:, None, None, None] * (linear @ linear.mT)
+
+
 def diagonal(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
     """Prior variances, p x n: the diagonal of `kernel`."""
     constant = hyper.amplitude * (1 + hyper.residual) + MEAN_VARIANCE + hyper.level
@@ -287,13 +300,36 @@ class ScaleShiftGP:
     def hyper(self) -> Hyper:
         return self.layout.hyper(self.theta)
 
+    @property
+    def noise(self) -> Tensor:
+        """Variance of a run about the metric it measures, shape (p,)."""
+        return self.hyper.noise
+
     def posterior(self, at: Inputs) -> tuple[Tensor, Tensor]:
         """Mean and variance of the noise-free metrics at b points: p x b each."""
-        cross = kernel(at, self.inputs, self.hyper, self.layout)  # p x b x n
-        mean = (cross @ self.alpha).squeeze(-1)
-        half = torch.linalg.solve_triangular(self.chol, cross.mT, upper=False)  # p x n x b
+        mean, half = self._reduced(at)
         prior = diagonal(at, self.hyper, self.layout)
         return mean, (prior - half.square().sum(-2)).clamp_min(1e-10 * self.hyper.amplitude[:, None])
+
+    def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
+        """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each, all of one scale."""
+        mean, half = self._reduced(at)
+        p, n, points = half.shape
+        half = half.reshape(p, n, points // q, q).transpose(1, 2)  # p x b x n x q
+        covariance = within(at, q, self.hyper, self.layout) - half.mT @ half
+        return mean.reshape(p, -1, q), covariance
+
+    def covariance(self, at: Inputs, other: Inputs) -> Tensor:
+        """Posterior covariance between b and k points: p x b x k."""
+        _, half = self._reduced(at)
+        _, other_half = self._reduced(other)
+        return kernel(at, other, self.hyper, self.layout) - half.mT @ other_half
+
+    def _reduced(self, at: Inputs) -> tuple[Tensor, Tensor]:
+        """Mean at b points (p x b), and what the runs explain of their covariance as half' half (half: p x n x b)."""
+        cross = kernel(at, self.inputs, self.hyper, self.layout)  # p x b x n
+        mean = (cross @ self.alpha).squeeze(-1)
+        return mean, torch.linalg.solve_triangular(self.chol, cross.mT, upper=False)
 
     def believe(self, at: Inputs) -> ScaleShiftGP:
         """Conditioned on its own posterior mean at r points: there the variance shrinks, no mean changes.
@@ -303,6 +339,10 @@ class ScaleShiftGP:
         mean, _ = self.posterior(at)
         Y, believed = torch.cat([self.Y, mean.T]), self.believed + len(at)
         return self.given(self.features, self.layout, self.theta, self.inputs.join(at), Y, believed)
+
+    def memory(self) -> dict[str, Any]:
+        """The fitted hyperparameters as JSON, for the next fit to start from."""
+        return {"metrics": [self.layout.names(row) for row in self.theta.numpy()]}
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every run's metrics given the others, noise included: n x p each.
@@ -366,11 +406,6 @@ def log_posterior(theta: Tensor, inputs: Inputs, Y: Tensor, layout: Layout) -> T
     log_root_determinant = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     density: Tensor = fit_term - log_root_determinant + layout.log_prior(theta)
     return density
-
-
-def memory(gp: ScaleShiftGP) -> dict[str, Any]:
-    """The fitted hyperparameters as JSON, for the next fit to start from."""
-    return {"metrics": [gp.layout.names(row) for row in gp.theta.numpy()]}
 
 
 def cholesky(K: Tensor, amplitude: Tensor) -> Tensor:

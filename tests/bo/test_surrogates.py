@@ -358,7 +358,7 @@ def test_believed_points_change_no_mean_and_shrink_the_variance() -> None:
     X, _, _ = points(RICH, 6, 3)
     place = model.data.place(target)
     believed = model.believe(X[:1], place[None])
-    before, after = model.value(X, target), believed.value(X, target)
+    before, after = model.at(target).value(X), believed.at(target).value(X)
     assert torch.allclose(before[0], after[0], atol=1e-6)
     assert (after[1] <= before[1] + 1e-9).all()
     assert float(after[1][0]) < 0.5 * float(before[1][0])
@@ -368,11 +368,11 @@ def test_mean_and_variance_of_the_sum_agree_with_sampling() -> None:
     model = composite.fit(dataset.from_history(history(RICH, two_losses, 24, WeightedSum({"a": 0.7, "b": -0.4}))))
     target = RICH.fidelity.target
     X, _, _ = points(RICH, 4, 5)
-    mean, sd = model.value(X, target)
-    metric_mean, metric_variance = model.gp.posterior(model._inputs(X, target))
+    mean, sd = model.at(target).value(X)
+    metric_mean, metric_variance = model.gp.posterior(model.at(target).inputs(X))
     root = torch.linalg.cholesky(model.correlation)
     draws = torch.randn(200_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ root.T
-    weight = model._weight(target)
+    weight = model.at(target).weight
     for b in range(4):
         sample = (metric_mean[:, b] + metric_variance[:, b].sqrt() * draws) @ weight
         assert float(mean[b]) == pytest.approx(float(sample.mean()), abs=5 * float(sd[b]) / 400)
@@ -386,8 +386,8 @@ def test_metrics_that_move_together_make_the_sum_less_certain() -> None:
         shared = 0.05 * rng.standard_normal()
         return {"a": 2.0 + float(x[0]) + shared, "b": 3.0 + float(x[0]) + shared + 0.01 * rng.standard_normal()}
 
-    gp = composite.fit(dataset.from_history(history(LINE, noisy, 30, WeightedSum({"a": 0.5, "b": 0.5})))).gp
-    assert float(composite.correlation(gp)[0, 1]) > 0.6
+    model = composite.fit(dataset.from_history(history(LINE, noisy, 30, WeightedSum({"a": 0.5, "b": 0.5}))))
+    assert float(model.correlation[0, 1]) > 0.6
 
 
 @pytest.mark.parametrize("space", [RICH, CURVED], ids=["rich", "curved"])
@@ -395,14 +395,14 @@ def test_gradients_of_the_acquisition_agree_with_differences(space: Space) -> No
     model = composite.fit(dataset.from_history(history(space, two_losses, 24, WeightedSum({"a": 0.5, "b": 0.5}))))
     target = space.fidelity.target
     X = points(space, 3, 7)[0].requires_grad_()
-    best = model.value(model.data.X, target)[0].max().detach()
-    (gradient,) = torch.autograd.grad(log_ei(*model.value(X, target), best).sum(), X)
+    best = model.at(target).value(model.data.X)[0].max().detach()
+    (gradient,) = torch.autograd.grad(log_ei(*model.at(target).value(X), best).sum(), X)
     for i, column in enumerate(space.columns):
         if column.kind != "choice":
             step = torch.zeros_like(X)
             step[:, i] = 1e-6
             with torch.no_grad():
-                up, down = (log_ei(*model.value(X + sign * step, target), best) for sign in (1, -1))
+                up, down = (log_ei(*model.at(target).value(X + sign * step), best) for sign in (1, -1))
             assert torch.allclose(gradient[:, i], (up - down) / 2e-6, rtol=1e-3, atol=1e-5)
 
 
@@ -440,7 +440,7 @@ def test_a_fit_is_deterministic_and_a_warm_start_ends_no_worse() -> None:
     data = dataset.from_history(history(RICH, two_losses, 24, WeightedSum({"a": 0.5, "b": 0.5})))
     first, second = composite.fit(data), composite.fit(data)
     assert torch.equal(first.gp.theta, second.gp.theta)
-    warm = composite.fit(data, scale_shift.memory(first.gp))
+    warm = composite.fit(data, first.gp.memory())
     cold_value, warm_value = (
         scale_shift.log_posterior(gp.theta, gp.inputs, data.Y, gp.layout).sum() for gp in (first.gp, warm.gp)
     )
@@ -466,11 +466,11 @@ def test_the_power_is_learned_where_losses_are_linear_in_the_shares() -> None:
 def test_the_power_stays_a_third_while_there_are_few_mixtures() -> None:
     few = composite.fit(linear_in_shares(ENOUGH_MIXTURES - 1))
     assert float(few.gp.hyper.power) == POWER
-    assert all("power" not in metric for metric in scale_shift.memory(few.gp)["metrics"])
+    assert all("power" not in metric for metric in few.gp.memory()["metrics"])
     # The memory of a model without it starts one that has it, and the other way round.
-    enough = composite.fit(linear_in_shares(ENOUGH_MIXTURES), scale_shift.memory(few.gp))
-    assert all("power" in metric for metric in scale_shift.memory(enough.gp)["metrics"])
-    composite.fit(few.data, scale_shift.memory(enough.gp))
+    enough = composite.fit(linear_in_shares(ENOUGH_MIXTURES), few.gp.memory())
+    assert all("power" in metric for metric in enough.gp.memory()["metrics"])
+    composite.fit(few.data, enough.gp.memory())
 
 
 def test_a_memory_of_another_shape_is_used_where_it_fits() -> None:
@@ -491,3 +491,21 @@ def test_inputs_join_end_to_end() -> None:
     inputs = Features(LINE)(*points(LINE, 3))
     assert isinstance(inputs.join(inputs), Inputs)
     assert len(inputs.join(inputs)) == 6
+
+
+@pytest.mark.parametrize("names", ["a", "ab"], ids=["one metric", "two"])
+def test_what_is_believed_jointly_is_what_is_believed_singly(names: str) -> None:
+    objective = WeightedSum(dict.fromkeys(names, 1.0))
+    model = composite.fit(dataset.from_history(history(RICH, two_losses, 24, objective)))
+    assert RICH.fidelity is not None
+    belief = model.at(RICH.fidelity.target)
+    X, _, _ = points(RICH, 12, 3)
+    mean, sd = belief.value(X)
+    together, covariance = belief.joint(X.reshape(4, 3, -1))
+    torch.testing.assert_close(together.reshape(-1), mean)
+    torch.testing.assert_close(covariance.diagonal(dim1=-2, dim2=-1).reshape(-1), sd.square(), rtol=1e-6, atol=1e-12)
+    whole = belief.covariance(X, X)
+    for group in range(4):
+        rows = slice(3 * group, 3 * group + 3)
+        torch.testing.assert_close(covariance[group], whole[rows, rows], rtol=1e-6, atol=1e-12)
+    assert torch.linalg.eigvalsh(whole).min() > -1e-9 * whole.diagonal().max()
