@@ -17,7 +17,7 @@ from bo.policies.design import initial, middle, sequence_seed
 from bo.ports import History, Proposal, Recommendation
 from bo.surrogates import composite
 from bo.surrogates.composite import Composite
-from bo.surrogates.scale_shift import NumericalError
+from bo.surrogates.hyperparameters import NumericalError
 from search_spaces import Scale
 
 #: Runs at a scale from which on a model of that scale alone is tried against the model of all scales.

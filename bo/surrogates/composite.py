@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from bo.dataset import Dataset, coincide
-from bo.surrogates import scale_shift
+from bo.surrogates import surrogate as surrogates
 from bo.surrogates.features import Features, Inputs
 from bo.surrogates.surrogate import Surrogate
 from search_spaces import Scale
@@ -151,10 +151,10 @@ class Composite:
         return len(known) + (int(waiting.nonzero()[0, 0]) if waiting.any() else len(waiting))
 
 
-def fit(data: Dataset, start: Mapping[str, Any] | None = None) -> Composite:
+def fit(data: Dataset, start: Mapping[str, Any] | None = None, surrogate: str = "gp") -> Composite:
     """The model of a dataset with at least one finite run; `start` is an earlier fit's `memory`."""
     features = Features(data.space)
-    gp = scale_shift.fit(features, features(data.X, data.S, data.cell), data.Y, start)
+    gp = surrogates.fit(surrogate, features, features(data.X, data.S, data.cell), data.Y, start)
     return Composite(data, gp, correlation(gp, data.Y))
 
 

@@ -33,26 +33,44 @@ class Inputs:
     """n points as the kernel sees them.
 
     F: n x D features, those of numeric columns first, in the order of `Features.numeric`, cube roots of shares last.
-    places: C x J x m, the different places on the scale axes that numeric features of a point have, zero for a feature
-    that is not active. membership: n x C, one where a point has these places, zero elsewhere. cell: n, equal for points
-    of one scale.
+    on: n x J, whether each numeric feature is active. S: n x m places on the scale axes. cell: n, equal for points of
+    one scale.
     """
 
     F: Tensor
-    places: Tensor
-    membership: Tensor
+    on: Tensor
+    S: Tensor
     cell: Tensor
 
     def __len__(self) -> int:
         return len(self.F)
 
+    @cached_property
+    def _different(self) -> tuple[Tensor, Tensor]:
+        """The different rows of (zero, on, S), and which of them each point has."""
+        # A column of zeros, since rows without any entry could not be told apart or found equal.
+        rows = torch.cat([self.S.new_zeros(len(self), 1), self.on.to(torch.float64), self.S], dim=-1)
+        different: tuple[Tensor, Tensor] = torch.unique(rows, dim=0, return_inverse=True)
+        return different
+
+    @property
+    def places(self) -> Tensor:
+        """C x J x m, the different places that numeric features of a point have, zero for one that is not active."""
+        rows, J = self._different[0], self.on.shape[-1]
+        return rows[:, 1 : 1 + J, None] * rows[:, None, 1 + J :]
+
+    @property
+    def membership(self) -> Tensor:
+        """n x C, one where a point has these places, zero elsewhere."""
+        rows, which = self._different
+        return torch.nn.functional.one_hot(which, len(rows)).to(torch.float64)
+
     def join(self, other: Inputs) -> Inputs:
-        return Inputs(
-            torch.cat([self.F, other.F]),
-            torch.cat([self.places, other.places]),
-            torch.block_diag(self.membership, other.membership),  # type: ignore[no-untyped-call]
-            torch.cat([self.cell, other.cell]),
-        )
+        return Inputs(*(torch.cat([getattr(self, name), getattr(other, name)]) for name in ("F", "on", "S", "cell")))
+
+    def rows(self, index: Tensor) -> Inputs:
+        """Some of the points, by their numbers or by a mask."""
+        return Inputs(self.F[index], self.on[index], self.S[index], self.cell[index])
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,8 @@ class Features:
 
     def __call__(self, X: Tensor, S: Tensor, cell: Tensor) -> Inputs:
         """X: n x d encoded points; S: n x m places on the scale axes; cell: n."""
+        if self._flat:
+            return Inputs(X, torch.ones_like(X, dtype=torch.bool), S, cell)
         active = torch.as_tensor(self.space.active(X.detach().numpy()))  # n x d
         held = torch.where(active, X, 0.5)
         parts = [held[:, list(self.numeric)]]
@@ -136,13 +156,14 @@ class Features:
             floors = torch.tensor([self.space.columns[i].floor for i in columns], dtype=torch.float64)
             root = cube_roots(X[:, list(columns)], floors, self.space.columns[columns[0]].free)
             parts.append(torch.where(active[:, list(columns)], root, equal.pow(1 / 3)))
-        on = active[:, list(self.numeric)].to(torch.float64)  # n x J
-        # A column of zeros, since rows without any entry could not be told apart or found equal.
-        rows, which = torch.unique(torch.cat([on.new_zeros(len(X), 1), on, S], dim=-1), dim=0, return_inverse=True)
-        J = len(self.numeric)
-        places = rows[:, 1 : 1 + J, None] * rows[:, None, 1 + J :]
-        membership = torch.nn.functional.one_hot(which, len(rows)).to(torch.float64)
-        return Inputs(torch.cat(parts, dim=-1), places, membership, cell)
+        return Inputs(torch.cat(parts, dim=-1), active[:, list(self.numeric)], S, cell)
+
+    @cached_property
+    def _flat(self) -> bool:
+        """Whether there are numbers only, in every config."""
+        return all(column.kind in ("real", "integer") and not column.when for column in self.space.columns) and len(
+            self.numeric
+        ) == len(self.space.columns)
 
     def _curve(self, schedule: Schedule, columns: tuple[int, ...], held: Tensor, active: Tensor, S: Tensor) -> Tensor:
         """n x m factors along training, as features: training sees the curve alone, so its family is no feature.

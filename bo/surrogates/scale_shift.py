@@ -8,7 +8,6 @@ exact Gaussian process with a Matern-5/2 kernel.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,167 +19,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from bo.surrogates.features import Features, Inputs
+from bo.surrogates.gp import bend, matern
+from bo.surrogates.hyperparameters import BELIEVED_NOISE, JITTER, MEAN_VARIANCE, Hyper, Layout, NumericalError
 
-#: Prior variance of the constant mean, integrated out; outcomes are standardised.
-MEAN_VARIANCE = 1.0
-#: Added to the diagonal of every covariance, relative to the amplitude.
-JITTER = 1e-8
-#: The power under which losses of real mixtures are smoothest, and mixtures from which on it is learned.
-POWER = 1 / 3
-ENOUGH_MIXTURES = 20
-#: Noise of a run that is believed, not measured, as a share of a measured one's: with all of it, several runs would be
-#: sent to the same place to average it out, before the first has come back.
-BELIEVED_NOISE = 1e-3
-
-
-class NumericalError(ArithmeticError):
-    """A covariance stayed singular whatever was added to its diagonal, or a fit ended at something not finite."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One kind of hyperparameter, as the raw numbers that are fitted: a normal prior with mean and sd, and bounds."""
-
-    name: str
-    shape: tuple[int, ...]
-    mean: float
-    sd: float
-    low: float
-    high: float
-    shared: bool = False
-    """One for all metrics: the mean of what is fitted for each, whose priors together weigh as one."""
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Hyper:
-    """Hyperparameters of p metrics, the batch dimension first.
-
-    lengthscale: p x G. amplitude, noise, linear: p (variances). drift: p x J x m mean drifts and spread: p x m, their
-    standard deviations, in octaves an octave. level, residual: p, variances of a cell's own constant and, as a share of
-    the amplitude, of its own function. power: one number for all metrics, the power of shares.
-    """
-
-    lengthscale: Tensor
-    amplitude: Tensor
-    noise: Tensor
-    linear: Tensor
-    drift: Tensor
-    spread: Tensor
-    level: Tensor
-    residual: Tensor
-    power: Tensor
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which hyperparameters there are for a space and a set of cells, and how they lie in one vector of H numbers.
-
-    groups: group of each feature (D). drift_unit: J. centres: the middle of each feature that is a share. axes: scale
-    axes. across: there are several cells. bent: there are enough mixtures to learn the power of their shares.
-    """
-
-    groups: tuple[int, ...]
-    drift_unit: Tensor
-    centres: Tensor
-    axes: int
-    across: bool
-    bent: bool
-
-    @cached_property
-    def G(self) -> int:
-        return max(self.groups) + 1
-
-    @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """Everything positive is fitted by its logarithm. Lengthscales are Gamma(3, 6) times `stretch`: see there."""
-        ln, stretch = math.log, self.stretch
-        table = [
-            Block("lengthscale", (self.G,), ln(0.5 * stretch), math.inf, ln(0.03), ln(30.0)),
-            Block("amplitude", (), ln(2.0), 1.0, ln(0.02), ln(200.0)),
-            Block("noise", (), ln(4e-3), 1.0, ln(1e-6), ln(1.0)),
-        ]
-        if self.shares:
-            table.append(Block("linear", (), ln(0.5), 1.5, ln(1e-3), ln(100.0)))
-        if self.bent:
-            table.append(Block("power", (), ln(POWER), 0.4, ln(0.2), ln(1.0), shared=True))
-        if self.across:
-            table += [
-                Block("drift", (len(self.drift_unit), self.axes), 0.0, 0.35, -2.0, 2.0),
-                Block("spread", (self.axes,), ln(0.15), 0.7, ln(0.01), ln(2.0)),
-                Block("level", (), ln(0.25), 1.0, ln(1e-3), ln(20.0)),
-                Block("residual", (), ln(0.1), 1.0, ln(1e-4), ln(5.0)),
-            ]
-        return tuple(table)
-
-    @property
-    def shares(self) -> int:
-        """Number of features that are shares; they come last."""
-        return len(self.centres)
-
-    @property
-    def stretch(self) -> float:
-        """Two coordinates are the case the prior was chosen for; distances grow with the root of the dimension.
-
-        Hvarfner et al., "Vanilla Bayesian Optimization Performs Great in High Dimensions", arXiv 2402.02229, section 4.
-        """
-        return math.sqrt(max(1.0, self.G / 2))
-
-    def vector(self, values: Mapping[str, Any] | None = None) -> np.ndarray:
-        """H raw numbers: of each block what `values` holds, where it fits, and the centre of its prior elsewhere."""
-        parts = []
-        for block in self.blocks:
-            given = np.asarray((values or {}).get(block.name, math.nan), dtype=np.float64).reshape(-1)
-            fits = given.shape == (block.size,) and bool(np.isfinite(given).all())
-            parts.append(np.clip(given, block.low, block.high) if fits else np.full(block.size, block.mean))
-        return np.concatenate(parts)
-
-    def names(self, vector: np.ndarray) -> dict[str, list[float]]:
-        """The raw numbers by block, as JSON holds them."""
-        stops = np.cumsum([block.size for block in self.blocks])
-        parts = np.split(vector, stops[:-1])
-        return {b.name: [round(v, 6) for v in part.tolist()] for b, part in zip(self.blocks, parts, strict=True)}
-
-    @property
-    def bounds(self) -> list[tuple[float, float]]:
-        return [(block.low, block.high) for block in self.blocks for _ in range(block.size)]
-
-    def hyper(self, theta: Tensor) -> Hyper:
-        """theta: p x H raw numbers."""
-        p = len(theta)
-        sizes = [block.size for block in self.blocks]
-        raw = {
-            block.name: part.reshape(p, *block.shape)
-            for block, part in zip(self.blocks, torch.split(theta, sizes, dim=-1), strict=True)
-        }
-        zero = torch.zeros(p, dtype=torch.float64)
-        J, m = len(self.drift_unit), self.axes
-        return Hyper(
-            lengthscale=raw["lengthscale"].exp(),
-            amplitude=raw["amplitude"].exp(),
-            noise=raw["noise"].exp(),
-            linear=raw["linear"].exp() if self.shares else zero,
-            drift=raw["drift"] if self.across else torch.zeros(p, J, m, dtype=torch.float64),
-            spread=raw["spread"].exp() if self.across else torch.zeros(p, m, dtype=torch.float64),
-            level=raw["level"].exp() if self.across else zero,
-            residual=raw["residual"].exp() if self.across else zero,
-            power=raw["power"].mean().exp() if self.bent else torch.tensor(POWER, dtype=torch.float64),
-        )
-
-    def log_prior(self, theta: Tensor) -> Tensor:
-        """Log density, up to a constant, of the p x H raw numbers: p."""
-        sizes = [block.size for block in self.blocks]
-        total = torch.zeros(len(theta), dtype=torch.float64)
-        for block, part in zip(self.blocks, torch.split(theta, sizes, dim=-1), strict=True):
-            if block.name == "lengthscale":
-                total = total + (2 * part - 6 * part.exp() / self.stretch).sum(-1)  # Gamma(3, 6), of the lengthscale
-            else:
-                weight = 1 / len(theta) if block.shared else 1.0
-                total = total - 0.5 * weight * ((part - block.mean) / block.sd).square().sum(-1)
-        return total
+__all__ = ["NumericalError", "ScaleShiftGP", "fit", "kernel"]
 
 
 def kernel(a: Inputs, b: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
@@ -231,15 +73,8 @@ def shifted(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
 
 
 def shares(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
-    """The features that are shares at their power q, n x (number of shares): c^(1/3) ((w / c)^q - 1) / (3 q).
-
-    With c the share when all are equal, and w^(1/3) - c^(1/3) at q = 1/3: whatever the power, about equal shares they
-    lie as far apart, so a lengthscale means the same.
-    """
-    root = layout.centres.pow(1 / 3)
-    power = 3 * hyper.power
-    bent: Tensor = root * ((inputs.F[:, inputs.F.shape[-1] - layout.shares :] / root).pow(power) - 1) / power
-    return bent
+    """The features that are shares at their power, n x (number of shares)."""
+    return bend(inputs.F[:, inputs.F.shape[-1] - layout.shares :], layout.centres, hyper.power)
 
 
 def within(inputs: Inputs, q: int, hyper: Hyper, layout: Layout) -> Tensor:
@@ -250,7 +85,7 @@ def within(inputs: Inputs, q: int, hyper: Hyper, layout: Layout) -> Tensor:
     groups = (F / width[:, None]).reshape(len(F), -1, q, F.shape[-1])
     r2 = (groups[..., :, None, :] - groups[..., None, :, :]).square().sum(-1)  # p x b x q x q
     own = (hyper.amplitude * (1 + hyper.residual))[:, None, None, None] * matern(r2)
-    linear = F[0, :, first:].reshape(-1, q, layout.shares)
+    linear = F[0, :, first:].reshape(groups.shape[1], q, layout.shares)
     constant = (MEAN_VARIANCE + hyper.level)[:, None, None, None]
     return own + constant + hyper.linear[:, None, None, None] * (linear @ linear.mT)
 
@@ -259,12 +94,6 @@ def diagonal(inputs: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
     """Prior variances, p x n: the diagonal of `kernel`."""
     constant = hyper.amplitude * (1 + hyper.residual) + MEAN_VARIANCE + hyper.level
     return constant[:, None] + hyper.linear[:, None] * shares(inputs, hyper, layout).square().sum(-1)
-
-
-def matern(r2: Tensor) -> Tensor:
-    """Matern-5/2 of squared distances, with a finite gradient at zero."""
-    r = (5 * r2 + 1e-20).sqrt()
-    return (1 + r + r.square() / 3) * torch.exp(-r)
 
 
 @dataclass(frozen=True)
@@ -362,14 +191,7 @@ def fit(
     and the centre of the prior is taken. NumericalError when no covariance can be factorised.
     """
     p = Y.shape[-1]
-    layout = Layout(
-        groups=features.groups,
-        drift_unit=features.drift_unit,
-        centres=features.centres,
-        axes=inputs.places.shape[-1],
-        across=bool((inputs.cell != inputs.cell[0]).any()),
-        bent=mixtures(inputs, len(features.centres)) >= ENOUGH_MIXTURES,
-    )
+    layout = Layout.of(features, inputs, across=bool((inputs.cell != inputs.cell[0]).any()))
 
     def loss(raw: np.ndarray) -> tuple[float, np.ndarray]:
         theta = torch.tensor(raw.reshape(p, -1), requires_grad=True)
@@ -388,11 +210,6 @@ def fit(
     if not np.isfinite(found).all():
         raise NumericalError("The fit of the hyperparameters ended at values that are not finite.")
     return ScaleShiftGP.given(features, layout, torch.tensor(found.reshape(p, -1)), inputs, Y)
-
-
-def mixtures(inputs: Inputs, shares: int) -> int:
-    """How many different mixtures there are among points with so many shares."""
-    return len(torch.unique((1e6 * inputs.F[:, inputs.F.shape[-1] - shares :]).round(), dim=0)) if shares else 0
 
 
 def log_posterior(theta: Tensor, inputs: Inputs, Y: Tensor, layout: Layout) -> Tensor:

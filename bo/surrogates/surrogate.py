@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from bo import ports
+
 from bo.surrogates.features import Features, Inputs
 
 
@@ -57,3 +59,19 @@ class Fit(Protocol):
 
         NumericalError when nothing could be fitted.
         """
+
+
+#: Every model of the metrics that a study can name. "gp" is the usual one; over several scales it is "scale_shift".
+SURROGATES: dict[str, str] = {
+    "gp": "bo.surrogates.gp:fit",
+    "scale_shift": "bo.surrogates.scale_shift:fit",
+}
+
+
+def fit(
+    name: str, features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] | None = None
+) -> Surrogate:
+    """The surrogate of that name, which is one of SURROGATES."""
+    across = bool((inputs.cell != inputs.cell[0]).any())
+    make: Fit = ports.load(SURROGATES, "scale_shift" if across and name == "gp" else name, "surrogate")
+    return make(features, inputs, Y, start)

@@ -19,7 +19,7 @@ from bo.policies.ladder import Ladder
 from bo.policies.sobol import Sobol
 from bo.ports import POLICIES, History, Limits, Policy, Proposal, load
 from bo.surrogates.composite import Composite
-from bo.surrogates.scale_shift import NumericalError
+from bo.surrogates.hyperparameters import NumericalError
 from bo.trial import Trial
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Scale, Schedule, Space
 from search_spaces.mixture_schedule import MixtureSchedule

@@ -15,18 +15,9 @@ from bo.ports import History
 from bo.surrogates import composite, scale_shift
 from bo.surrogates.differences import differentiable
 from bo.surrogates.features import Features, Inputs, cube_roots
-from bo.surrogates.scale_shift import (
-    ENOUGH_MIXTURES,
-    JITTER,
-    MEAN_VARIANCE,
-    POWER,
-    Layout,
-    NumericalError,
-    ScaleShiftGP,
-    kernel,
-    matern,
-    shares,
-)
+from bo.surrogates.gp import GaussianProcess, matern
+from bo.surrogates.hyperparameters import ENOUGH_MIXTURES, JITTER, MEAN_VARIANCE, POWER, Layout, NumericalError
+from bo.surrogates.scale_shift import ScaleShiftGP, kernel, shares
 from bo.trial import Trial
 from search_spaces import WSD, Choice, Fidelity, Integer, Linear, Mixture, Real, Schedule, Space
 
