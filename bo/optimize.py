@@ -7,7 +7,6 @@ that are continuous. It is asked about allowed points only: a maximiser climbs t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +14,10 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from bo.acquisition.acquisition import Acquisition
 from bo.surrogates.differences import differentiable
 from search_spaces import Space
 from search_spaces.parameter import Array
-
-Acquisition = Callable[[Tensor], Tensor]
 
 #: Two points this close in every coordinate, with the same choices, are the same run.
 SAME = 1e-3
@@ -30,7 +28,11 @@ RAW = 512
 #: are asked thousands of times.
 SPARSE = 1 / 8
 RESTARTS = 6
+#: Of the leading raw points so many are looked at for a new one, before all of them are.
+LEADING = 32
 ITERATIONS = 40
+#: Where there is a pool already (the further points of a batch), fewer starts and shorter ways do.
+QUICK = (2, 12)
 ROUNDS = 3
 #: Halvings of the way back from a point that a predicate forbids, and random steps (rounds x points) along borders.
 HALVINGS = 20
@@ -47,31 +49,48 @@ class Found:
 
 
 def maximise(
-    acquisition: Acquisition, space: Space, incumbents: Tensor, taken: Tensor, rng: np.random.Generator
+    acquisition: Acquisition,
+    space: Space,
+    incumbents: Tensor,
+    taken: Tensor,
+    rng: np.random.Generator,
+    pool: Tensor | None = None,
 ) -> Found:
     """The best allowed point of `space`, which is that of one scale (`Space.at`), that is not `taken`.
 
     incumbents: k x d good points, best first, around which is searched closely; they may be returned unless taken.
     taken: points (r x d) that must not be returned; where everything found is among them (a small discrete space that
-    is exhausted), the best of all is returned with `new` False. ValueError when the space has no allowed point.
+    is exhausted), the best of all is returned with `new` False. pool: what `draw_pool` gave, to search from it with
+    little effort. ValueError when the space has no allowed point.
     """
+    quick = pool is not None
+    raw = draw_pool(space, incumbents, rng) if pool is None else pool
+    values = _values(acquisition, raw)
     acquisition = within(acquisition, space)
-    raw = torch.as_tensor(raw_points(space, incumbents.numpy(), rng))
-    raw = raw[allowed(space, raw)]
-    order = torch.argsort(_values(acquisition, raw), descending=True, stable=True)
-    refined = ascend(acquisition, space, raw[_spread(raw[order], RESTARTS, order)])
-    refined = refined[torch.argsort(_values(acquisition, refined), descending=True, stable=True)]
-    best = change_one(acquisition, space, refined[0])
+    order = torch.argsort(values, descending=True, stable=True)
+    starts, iterations = QUICK if quick else (RESTARTS, ITERATIONS)
+    refined = ascend(acquisition, space, raw[_spread(raw[order], starts, order)], iterations)
+    best = refined[_values(acquisition, refined).argmax()]
+    if not quick:
+        best = change_one(acquisition, space, best)
     if space.constraints:
         best = walk(acquisition, space, best, rng)
     top = torch.cat([best[None], refined])
-    pool = settle(space, torch.cat([top, without_traces(space, top), raw[order][:RAW]]))
-    pool = pool[allowed(space, pool)]
-    values = _values(acquisition, pool)
-    new = ~same(pool, taken)
-    ranked = torch.where(new, values, -math.inf) if new.any() else values
-    index = int(ranked.argmax())
-    return Found(pool[index], float(values[index]), bool(new.any()))
+    for found in (torch.cat([top, without_traces(space, top), raw[order[:LEADING]]]), raw[order[LEADING:]]):
+        settled = settle(space, found)
+        settled = settled[allowed(space, settled)]
+        new = ~same(settled, taken)
+        if new.any():
+            values = torch.where(new, _values(acquisition, settled), -math.inf)
+            return Found(settled[values.argmax()], float(values.max()), True)
+    best = settle(space, best[None])
+    return Found(best[0], float(_values(acquisition, best)[0]), False)
+
+
+def draw_pool(space: Space, incumbents: Tensor, rng: np.random.Generator) -> Tensor:
+    """Allowed points to search from: k x d, spread over the space and close about the incumbents."""
+    raw = torch.as_tensor(raw_points(space, incumbents.numpy(), rng))
+    return raw[allowed(space, raw)]
 
 
 def within(acquisition: Acquisition, space: Space) -> Acquisition:
@@ -137,7 +156,7 @@ def raw_points(space: Space, incumbents: np.ndarray, rng: np.random.Generator) -
     return space.repair(points) if space.repaired else points
 
 
-def ascend(acquisition: Acquisition, space: Space, starts: Tensor) -> Tensor:
+def ascend(acquisition: Acquisition, space: Space, starts: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """Local maxima over the continuous coordinates from b x d starts, by one L-BFGS-B run over all of them stacked.
 
     Choices, and coordinates that are not active, stay as they are; integers move as if continuous. A way that ends at
@@ -157,7 +176,7 @@ def ascend(acquisition: Acquisition, space: Space, starts: Tensor) -> Tensor:
     low, high = torch.where(free, 0.0, starts), torch.where(free, 1.0, starts)
     bounds = list(zip(low.reshape(-1).tolist(), high.reshape(-1).tolist(), strict=True))
     # At the kinks that caps and inequalities make, a line search could go on for long.
-    options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS}
+    options = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-7}
     found = minimize(loss, starts.numpy().reshape(-1), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     ended = retreat(space, starts, torch.tensor(found.reshape(starts.shape)))
     # The sum rose, yet a single start may have been traded for another.
@@ -272,7 +291,7 @@ def same(X: Tensor, taken: Tensor) -> Tensor:
     """Which of b x d points are, for the purpose of a run, among r x d others: b booleans."""
     if not len(taken):
         return torch.zeros(len(X), dtype=torch.bool)
-    return ((X[:, None] - taken[None]).abs() < SAME).all(-1).any(-1)
+    return (torch.cdist(X, taken, p=math.inf) < SAME).any(-1)
 
 
 def _spread(ordered: Tensor, count: int, order: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from bo import dataset
 from bo.acquisition.log_ei import log_ei
 from bo.dataset import Dataset
-from bo.optimize import Acquisition, maximise
+from bo.acquisition.acquisition import Acquisition
+from bo.optimize import maximise
 from bo.policies.design import initial, middle, sequence_seed
 from bo.ports import History, Proposal, Recommendation
 from bo.surrogates import composite
