@@ -32,14 +32,18 @@ class State:
     ended: list[int] = field(default_factory=list)
     origins: dict[int, str] = field(default_factory=dict)
     seen: int = 0
+    _scales: dict[Scale, Scale] = field(default_factory=dict, compare=False, repr=False)
+    """Those that trials run at, each once: what is the same object is equal at once."""
 
     def scale(self, axes: Mapping[str, float | str] | None) -> Scale:
         """The scale with these values or labels, which may lie beyond every rung; None is the top scale."""
         if self.space.fidelity is None:
             if axes:
                 raise ValueError(f"The space has no fidelity=, so there is no scale {dict(axes)}.")
-            return Scale()
-        return self.space.top if axes is None else self.space.fidelity.scale(axes, beyond=True)
+            scale = Scale()
+        else:
+            scale = self.space.top if axes is None else self.space.fidelity.scale(axes, beyond=True)
+        return self._scales.setdefault(scale, scale)
 
 
 def fold(space: Space, objective: Objective, events: Iterable[Event]) -> State:

@@ -241,7 +241,20 @@ class Mixture(Parameter):
         fixed = dict(self.fixed)
         return [i for i, name in enumerate(self.names) if name not in fixed]
 
-    @property
+    @cached_property
+    def _open_floors(self) -> Array:
+        return np.array(self.floors)[self._open]
+
+    @cached_property
+    def _open_caps(self) -> Array:
+        return np.array(self.caps)[self._open]
+
+    @cached_property
+    def _least(self) -> Array:
+        """The least share of each source."""
+        return np.array([low for low, _ in self.bounds.values()])
+
+    @cached_property
     def _places(self) -> int:
         """How many sources may be in use beside those that always are."""
         count = len(self.names) if self.max_domains is None else self.max_domains
@@ -299,7 +312,18 @@ class Mixture(Parameter):
     def encode(self, values: Sequence[Mapping[str, float]]) -> Array:
         names = [self.names[i] for i in self._open]
         w = np.array([[value[name] for name in names] for value in values], dtype=np.float64).reshape(-1, len(names))
-        p = np.maximum(w - [self.floors[i] for i in self._open], 0.0)  # n x k, a share may miss its floor by 1e-9
+        return self._encoded(w)
+
+    def settled(self, x: Array) -> Array:
+        return self.encoded(self.shares(x))
+
+    def encoded(self, w: Array) -> Array:
+        """Shares of all sources, n x len(names), to (n, k) columns."""
+        # In the order of rows, as sums depend on it in the last bit.
+        return self._encoded(np.ascontiguousarray(w[:, self._open]))
+
+    def _encoded(self, w: Array) -> Array:
+        p = np.maximum(w - self._open_floors, 0.0)  # n x k, a share may miss its floor by 1e-9
         z: Array = np.cbrt(p / p.sum(axis=1, keepdims=True))
         return z
 
@@ -311,8 +335,8 @@ class Mixture(Parameter):
 
         `caps`, n x len(names), holds other caps than the mixture's own, a row at a time; they must hold everything.
         """
-        floors = np.array(self.floors)[self._open]
-        tops = np.array(self.caps)[self._open] if caps is None else caps[:, self._open]
+        floors = self._open_floors
+        tops = self._open_caps if caps is None else caps[:, self._open]
         room = np.maximum(np.broadcast_to(tops - floors, x.shape), 0.0)
         used = self._used(x, room, self.free)
         weights = _weights(x, used)
@@ -322,13 +346,13 @@ class Mixture(Parameter):
             poured = _poured(weights[over], np.where(used, room, 0.0)[over], self.free)
             p[over] = np.where(poured < ROUNDING, 0.0, poured)  # rounding, which z would show magnified
         w = np.empty((len(x), len(self.names)))
-        w[:] = [low for low, _ in self.bounds.values()]
+        w[:] = self._least
         w[:, self._open] = np.where(p < room, floors + p, tops)
         return w
 
     def _used(self, z: Array, room: Array, mass: float) -> Mask:
         """Which sources that are not fixed are in use: n x k."""
-        always = np.array([self.floors[i] > 0 for i in self._open])
+        always = self._open_floors > 0
         used = np.ones(z.shape, dtype=np.bool_)
         if self._places >= np.count_nonzero(~always):
             return used
@@ -344,7 +368,7 @@ class Mixture(Parameter):
             used[short] = kept | (by_room < taken)
         return used
 
-    @property
+    @cached_property
     def limited(self) -> bool:
         binding = any(self.caps[i] < self.floors[i] + self.free for i in self._open)
         return binding or self._places < sum(self.floors[i] == 0 for i in self._open)
@@ -370,15 +394,15 @@ class Mixture(Parameter):
             e = -np.log1p(-np.minimum(u, 1.0 - 2.0**-53))  # n x k
             total = e.sum(axis=1, keepdims=True)
             z = np.cbrt(np.where(total > 0, e / np.where(total > 0, total, 1.0), 1.0 / len(self._open)))
-        return self._moved(z) if self.limited else z
+        return self.settled(z) if self.limited else z
 
     def _around_reference(self, u: Array) -> Array:
         """What shares of the free mass the drawn mixtures have: n x k."""
         assert self.reference is not None
-        floors = np.array(self.floors)[self._open]
+        floors = self._open_floors
         reference = np.array(self.reference)[self._open]
         prior = reference**TEMPER / (reference**TEMPER).sum()
-        most = (np.minimum(np.array(self.caps)[self._open], MOST_TIMES * reference) - floors) / self.free
+        most = (np.minimum(self._open_caps, MOST_TIMES * reference) - floors) / self.free
         p = np.empty_like(u)
         for row, seed in enumerate(np.ascontiguousarray(u, dtype="<f8").view("<u4")):
             rng = np.random.default_rng(seed)
@@ -398,11 +422,7 @@ class Mixture(Parameter):
         if self.reference is None:
             return x
         z = self.encode([dict(zip(self.names, self.reference, strict=True))])
-        return np.repeat(self._moved(z) if self.limited else z, len(x), axis=0)
-
-    def _moved(self, z: Array) -> Array:
-        """(n, k) columns to those of the mixtures that they are read as."""
-        return self.encode(self.decode(z))
+        return np.repeat(self.settled(z) if self.limited else z, len(x), axis=0)
 
     def rounded(self, shares: Mapping[str, float], step: float = 0.01) -> dict[str, float]:
         """The nearest allowed mixture of whole multiples of `step`, by the sum of squared differences.
@@ -511,16 +531,18 @@ def _filled(weights: Array, room: Array, mass: Array) -> Array:
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         ratio = np.where(weights > 0, room / weights, np.inf)
         order = np.argsort(ratio, axis=1, kind="stable")
-        ratio, room, weights = (np.take_along_axis(each, order, axis=1) for each in (ratio, room, weights))
-        full = np.cumsum(np.pad(room, ((0, 0), (1, 0)))[:, :-1], axis=1)  # of those before
+        rows = np.arange(len(order))[:, None]
+        ratio, room, weights = ratio[rows, order], room[rows, order], weights[rows, order]
+        full = np.zeros_like(room)
+        np.cumsum(room[:, :-1], axis=1, out=full[:, 1:])  # of those before
         rest = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
         t = np.where(rest > 0, np.maximum(mass[:, None] - full, 0.0) / rest, 0.0)
         fits = t <= ratio
         first = np.where(fits.any(axis=1), fits.argmax(axis=1), room.shape[1])[:, None]
-        t = np.take_along_axis(t, np.minimum(first, room.shape[1] - 1), axis=1)
+        t = t[rows, np.minimum(first, room.shape[1] - 1)]
         filled = np.where(np.arange(room.shape[1]) < first, room, np.minimum(room, t * weights))
     shares = np.empty_like(filled)
-    np.put_along_axis(shares, order, filled, axis=1)
+    shares[rows, order] = filled
     return shares
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -164,23 +165,30 @@ class MixtureSchedule(Parameter):
         switch = [self.switch.encode([value.switch for value in values])] if isinstance(self.switch, Real) else []
         return np.concatenate([*switch, self.first.encode(first), self.last.encode(last)], axis=1)
 
+    def settled(self, x: Array) -> Array:
+        _, first, last = self._read(x)
+        settled = [self.switch.settled(self._parts(x)[0])] if isinstance(self.switch, Real) else []
+        return np.concatenate([*settled, self.first.encoded(first), self.last.encoded(last)], axis=1)
+
     def decode(self, x: Array) -> list[SwitchedMixture]:
-        x_switch, x_first, x_last = self._parts(x)
-        if isinstance(self.switch, Real):
-            switch = np.array(self.switch.decode(x_switch), dtype=np.float64)
-        else:
-            switch = np.full(len(x), self.switch)
-        first, last = self._shares(switch[:, None], x_first, x_last)
+        switch, first, last = self._read(x)
         names = self.first.names
         return [
             SwitchedMixture(dict(zip(names, w1, strict=True)), dict(zip(names, w2, strict=True)), s)
             for w1, w2, s in zip(first.tolist(), last.tolist(), switch.tolist(), strict=True)
         ]
 
+    def _read(self, x: Array) -> tuple[Array, Array, Array]:
+        """The switches (n) at (n, k) columns, and the first and the last shares: n x len(names) each."""
+        x_switch, x_first, x_last = self._parts(x)
+        switch = self.switch.numbers(x_switch) if isinstance(self.switch, Real) else np.full(len(x), self.switch)
+        first, last = self._shares(switch[:, None], x_first, x_last)
+        return switch, first, last
+
     def _parts(self, x: Array) -> tuple[Array, Array, Array]:
         """The columns of the switch (none when it is fixed), of the first and of the last mixture."""
         start = int(isinstance(self.switch, Real))
-        middle = start + len(self.first.columns(""))
+        middle = start + len(self.first.names) - len(self.first.fixed)
         return x[:, :start], x[:, start:middle], x[:, middle:]
 
     def _shares(self, s: Array, x_first: Array, x_last: Array) -> tuple[Array, Array]:
@@ -208,7 +216,7 @@ class MixtureSchedule(Parameter):
         low, high = self._bounds[part]
         return np.clip((np.array(self.limits) - others * other) / mine, low, high)
 
-    @property
+    @cached_property
     def _bounds(self) -> tuple[Array, Array]:
         """Of the first and of the last mixture: the least shares and the largest ones, 2 x len(names)."""
         return np.array(list(self.first.bounds.values())).T, np.array(list(self.last.bounds.values())).T
@@ -221,13 +229,13 @@ class MixtureSchedule(Parameter):
         """The switch and each mixture as they draw their own; pairs beyond the supply are moved as every point is."""
         u_switch, u_first, u_last = self._parts(u)
         x = np.concatenate([u_switch, self.first.quantile(u_first), self.last.quantile(u_last)], axis=1)
-        return self.encode(self.decode(x)) if self.limited else x
+        return self.settled(x) if self.limited else x
 
     def start(self, x: Array) -> Array:
         """The references of the first and of the last mixture, where they have one."""
         x_switch, x_first, x_last = self._parts(x)
         x = np.concatenate([x_switch, self.first.start(x_first), self.last.start(x_last)], axis=1)
-        return self.encode(self.decode(x)) if self.limited else x
+        return self.settled(x) if self.limited else x
 
     def to_json(self, value: SwitchedMixture) -> dict[str, Any]:
         return value.to_json()

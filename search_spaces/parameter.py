@@ -67,6 +67,10 @@ class Parameter(ABC):
     def decode(self, x: Array) -> list[Any]:
         """An (n, k) array in [0, 1] to `n` allowed values."""
 
+    def settled(self, x: Array) -> Array:
+        """(n, k) columns to those of the values that are read there: `encode(decode(x))`, bit for bit."""
+        return self.encode(self.decode(x))
+
     def quantile(self, u: Array) -> Array:
         """(n, k) uniform numbers to (n, k) columns distributed as `Space.sample` draws them."""
         return u
@@ -81,7 +85,7 @@ class Parameter(ABC):
 
     @property
     def limited(self) -> bool:
-        """Whether points of the columns are moved before they are read: `encode(decode(x))` says where to."""
+        """Whether points of the columns are moved before they are read: `settled` says where to."""
         return False
 
     @property
@@ -168,7 +172,13 @@ class Real(Parameter):
         raise ValueError(f"{path} must be a number in [{self.low!r}, {self.high!r}], got {value!r}.")
 
     def encode(self, values: Sequence[float]) -> Array:
-        v = np.array(values, dtype=np.float64)[:, None]  # n x 1
+        return self._encoded(np.array(values, dtype=np.float64)[:, None])
+
+    def settled(self, x: Array) -> Array:
+        return self._encoded(self.numbers(x)[:, None])
+
+    def _encoded(self, v: Array) -> Array:
+        """(n, 1) values to (n, 1) columns."""
         if self.log:
             start, span = math.log(self.low), math.log(self.high) - math.log(self.low)
             x = (np.log(v) - start) / span
@@ -240,7 +250,13 @@ class Integer(Parameter):
         return math.log(self.low), math.log(self.high + 1)
 
     def encode(self, values: Sequence[int]) -> Array:
-        v = np.array(values, dtype=np.float64)[:, None]  # n x 1
+        return self._encoded(np.array(values, dtype=np.float64)[:, None])
+
+    def settled(self, x: Array) -> Array:
+        return self._encoded(self.numbers(x)[:, None])
+
+    def _encoded(self, v: Array) -> Array:
+        """(n, 1) whole numbers to (n, 1) columns."""
         if not self.log:
             return (v - self.low + 0.5) / self.levels
         start, end = self._log_ends()
@@ -374,6 +390,9 @@ class Choice(Parameter):
     def encode(self, values: Sequence[Scalar]) -> Array:
         codes = np.array([self.code(v) for v in values], dtype=np.float64)
         return ((codes + 0.5) / len(self.options))[:, None]
+
+    def settled(self, x: Array) -> Array:
+        return (codes_of(x, len(self.options)) + 0.5) / len(self.options)
 
     def decode(self, x: Array) -> list[Scalar]:
         return [self.options[code] for code in codes_of(x[:, 0], len(self.options)).tolist()]

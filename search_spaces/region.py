@@ -175,8 +175,11 @@ class Region:
     def _excess(self, x: Array, relaxed: bool) -> Array:
         """(n, d) points -> (n, c): of each inequality, at most 0 where it holds or says nothing."""
         values: dict[str, Array] = {}
-        present: dict[str, Mask] = {}
+        present: dict[str, Mask] = {}  # of the names that not every point has
         for name, places in self.places.items():
+            if not places[0].when:  # then it is the only one
+                values[name] = places[0].numbers(x, relaxed)
+                continue
             values[name], present[name] = np.ones(len(x)), np.zeros(len(x), dtype=np.bool_)
             for place in places:
                 rows = counts(place, x, self.columns)
@@ -184,8 +187,9 @@ class Region:
                 present[name] |= rows
         excess = np.full((len(x), len(self.inequalities)), -1.0)
         for column, inequality in enumerate(self.inequalities):
-            rows = np.all([present[name] for name in inequality.names], axis=0)
-            excess[:, column] = np.where(rows, inequality.excess(values), -1.0)
+            some = [present[name] for name in inequality.names if name in present]
+            found = inequality.excess(values)
+            excess[:, column] = np.where(np.all(some, axis=0), found, -1.0) if some else found
         return excess
 
     def _free(self, x: Array) -> Mask:

@@ -188,6 +188,17 @@ class Schedule(Parameter):
                     x[rows[name], column] = slot.real.encode([slot.of(curve) for curve in curves])[:, 0]
         return x
 
+    def settled(self, x: Array) -> Array:
+        names, first, slots = self._layout
+        settled = np.full(x.shape, 0.5)
+        for name, rows in self._rows(x):
+            if first:
+                settled[rows, 0] = (names.index(name) + 0.5) / len(names)
+            for column, slot in enumerate(slots, start=first):
+                if slot.holds_for(name):
+                    settled[rows, column] = slot.real.settled(x[rows, column : column + 1])[:, 0]
+        return settled
+
     def decode(self, x: Array) -> list[Curve]:
         values = np.empty(len(x), dtype=object)
         for name, rows in self._rows(x):

@@ -9,6 +9,7 @@ point well inside (its anchor) first meets the allowed set.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -123,12 +124,12 @@ class Space:
         """Of a run at `scale`, in runs at the top scale."""
         return 1.0 if self.fidelity is None else self.fidelity.relative_cost(scale)
 
-    @property
+    @cached_property
     def placed(self) -> tuple[Place, ...]:
         """Every parameter with its columns, those inside options too."""
         return tuple(_every(self._places))
 
-    @property
+    @cached_property
     def predicates(self) -> tuple[Predicate, ...]:
         """The constraints that are functions of a config."""
         return tuple(constraint for constraint in self.constraints if isinstance(constraint, Predicate))
@@ -138,7 +139,7 @@ class Space:
         """The predicates that are not at hand, by where they were: until they are, nothing is drawn."""
         return tuple(predicate.text for predicate in self.predicates if predicate.stored.function is None)
 
-    @property
+    @cached_property
     def _scaled(self) -> bool:
         """Whether what is allowed depends on the scale."""
         inequalities = sum(isinstance(constraint, Inequality) for constraint in self.constraints)
@@ -195,6 +196,16 @@ class Space:
         configs: list[Config] = [{} for _ in points]
         _decode(self._places, points, configs)
         return configs
+
+    def settle(self, x: npt.ArrayLike) -> Array:
+        """(n, d) points to those of the configs that are read there: `encode_all(decode_all(x))`, without the configs.
+
+        Predicates are not asked. ValueError for a point outside the cube.
+        """
+        points = self._region.pull(self._points(x), relaxed=False)
+        settled = np.full(points.shape, 0.5)
+        _settle(self._places, points, np.arange(len(points)), settled)
+        return settled
 
     def quantile(self, u: npt.ArrayLike) -> Array:
         """(n, d) uniform numbers to (n, d) points distributed as `sample`, so that a Sobol sequence fills the space."""
@@ -269,10 +280,10 @@ class Space:
             if place.parameter.limited:
                 rows = counts(place, points, self.columns)
                 columns = points[rows, place.start : place.stop]
-                points[rows, place.start : place.stop] = place.parameter.encode(place.parameter.decode(columns))
+                points[rows, place.start : place.stop] = place.parameter.settled(columns)
         return self._region.pull(points, relaxed=True)
 
-    @property
+    @cached_property
     def repaired(self) -> tuple[int, ...]:
         """The columns that `repair` may move; none where it does nothing."""
         limited = {i for p in self.placed if p.parameter.limited for i in range(p.start, p.stop)}
@@ -283,6 +294,8 @@ class Space:
 
         ValueError when a predicate is not at hand or fails.
         """
+        if not self.constraints:
+            return np.ones(len(configs), dtype=np.bool_)
         return np.array([all(c.holds(config) for c in self.constraints) for config in configs], dtype=np.bool_)
 
     def active(self, x: npt.ArrayLike) -> Mask:
@@ -456,6 +469,14 @@ def _decode(places: tuple[Place, ...], points: Array, configs: list[Config]) -> 
             config[place.name] = value
         for branch, members in _members(place, points, slice(None)):
             _decode(branch, points[members], [configs[i] for i in members])
+
+
+def _settle(places: tuple[Place, ...], points: Array, rows: npt.NDArray[np.intp], x: Array) -> None:
+    """Writes into these `rows` of x the columns of the values of these places at the points, one a row."""
+    for place in places:
+        x[rows, place.start : place.stop] = place.parameter.settled(points[:, place.start : place.stop])
+        for branch, members in _members(place, points, slice(None)):
+            _settle(branch, points[members], rows[members], x)
 
 
 def _members(

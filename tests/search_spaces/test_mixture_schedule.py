@@ -122,6 +122,13 @@ def test_columns_are_the_switch_and_two_simplices():
     assert {value.switch for value in fixed.decode(np.random.default_rng(0).random((5, 5)))} == {0.9}
 
 
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(schedules_at_a_scale())
+def test_points_settle_bit_for_bit_where_their_values_are_encoded(case):
+    _, _, there, x = case
+    np.testing.assert_array_equal(there.settled(x), there.encode(there.decode(x)))
+
+
 def test_without_a_supply_the_two_mixtures_are_independent():
     x = np.random.default_rng(0).random((20, 6))
     values = SCHEDULE.decode(x)

@@ -134,6 +134,13 @@ def test_repair_moves_only_what_it_says_and_a_repaired_point_stays(case):
     np.testing.assert_allclose(space.repair(repaired), repaired, rtol=0, atol=1e-9)
 
 
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(spaces_with_points())
+def test_points_settle_bit_for_bit_where_their_configs_are_encoded(case):
+    space, x = case
+    np.testing.assert_array_equal(space.settle(x), space.encode_all(space.decode_all(x)))
+
+
 @settings(max_examples=50, derandomize=True, deadline=None)
 @given(spaces_with_points())
 def test_one_config_and_many_encode_alike(case):
