@@ -1,7 +1,7 @@
 """How to search: the study, its objective, and the loop that runs it. Importing this loads neither torch nor ray."""
 
 from bo.journal import JournalError, StudyInUse
-from bo.objective import Maximize, Minimize, Objective, WeightedSum
+from bo.objective import AtLeast, AtMost, Maximize, Minimize, Objective, Pareto, WeightedSum
 from bo.ports import History, Limits, Proposal, Recommendation
 from bo.run import TrainingBroken, run
 from bo.study import Prior, Study
@@ -9,6 +9,8 @@ from bo.trial import Diverged, Report, StopTrial, Trial
 from bo.worker import RunningTrial
 
 __all__ = [
+    "AtLeast",
+    "AtMost",
     "Diverged",
     "History",
     "JournalError",
@@ -16,6 +18,7 @@ __all__ = [
     "Maximize",
     "Minimize",
     "Objective",
+    "Pareto",
     "Prior",
     "Proposal",
     "Recommendation",

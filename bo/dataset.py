@@ -4,6 +4,8 @@ Outside, metrics are minimised or maximised in the units of the user. Inside, ev
 standardised, and comparable across scales: each cell (the runs of one scale) is centred at its own best value, one unit
 serves all cells, and losses that explode are compressed. Where it matters, near the best, the map is affine, so that a
 weighted sum of per-metric Gaussian processes is itself Gaussian and log-EI on it is exact.
+
+Metrics with a limit are further columns, centred at the limit instead, and affine around it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bo.objective import Objective
+from bo.objective import Limit, Objective, Pareto
 from bo.ports import ELSEWHERE, History
 from bo.trial import Trial
 from search_spaces import Scale, Space
@@ -42,10 +44,15 @@ class Outcome:
 
     u is the metric times the sign of its weight, so it is minimised; size is the cell's best value when `relative`,
     else 1. h is the identity up to `cap` and cap (1 + log(excess / cap)) beyond, which joins it with a continuous
-    derivative.
+    derivative; it is odd, since runs that break a limit may be better than the best that keeps it.
 
-    best: shape (c, p), NaN where a cell has no finite result. cap, mean, sd, weight (magnitudes): shape (p,).
-    places: shape (c, m), log2 of each cell's scale over the target's.
+    The last `limits` of the p columns are metrics with a limit. There u is what is beyond the limit, negative inside,
+    best is 0 in every cell and size 1; the weight is 0, since limits are no part of what is minimised.
+
+    best: shape (c, p), NaN where a cell has no finite result. cap, mean, sd, weight: shape (p,). The weight is the
+    magnitude in the minimised sum; with several objectives it is of their balanced sum, see `balanced`.
+    places: shape (c, m), log2 of each cell's scale over the target's. parts: shape (k, p), the weights of u in each of
+    k objectives. reference: shape (k,), what each minimised objective has to beat, None where no one says.
     """
 
     relative: bool
@@ -55,10 +62,26 @@ class Outcome:
     mean: Tensor
     sd: Tensor
     weight: Tensor
+    limits: int
+    parts: Tensor
+    reference: Tensor | None = None
+
+    @property
+    def threshold(self) -> Tensor:
+        """Model units of each limited metric from which on its limit is kept, shape (limits,)."""
+        return (self.mean / self.sd)[len(self.mean) - self.limits :]
+
+    def size(self, best: Tensor) -> Tensor:
+        """What excesses over these best values (..., p) are measured in."""
+        size = torch.ones_like(best)
+        if self.relative:
+            counted = best.shape[-1] - self.limits
+            size[..., :counted] = best[..., :counted]
+        return size
 
     def excess(self, u: Tensor, cell: Tensor) -> Tensor:
         best = self.best[cell]  # n x p
-        return ((u - best) / best if self.relative else u - best).clamp_min(0)
+        return (u - best) / self.size(best)
 
     def forward(self, u: Tensor, cell: Tensor) -> Tensor:
         """Oriented metrics (n x p) of cells (n) to model units (n x p)."""
@@ -76,8 +99,10 @@ class Outcome:
         if here.any():
             best = self.best[here][0]
             return Level(best, torch.zeros_like(best))
-        size = torch.ones_like(self.sd) if self.relative else self.sd / EXPLODED
-        value = (self.best[seen].log() if self.relative else self.best[seen]) / size  # c' x p
+        counted = len(self.sd) - self.limits  # limits are known everywhere
+        best = self.best[seen][:, :counted]
+        size = torch.ones_like(best[0]) if self.relative else self.sd[:counted] / EXPLODED
+        value = (best.log() if self.relative else best) / size  # c' x p
         offset = self.places[seen] - place  # c' x m
         design = torch.cat([torch.ones(len(offset), 1, dtype=torch.float64), offset], dim=-1)  # c' x (1 + m)
         slope, scatter, belief = 0.06, 0.02, 2.0  # the scatter is believed like that of two cells
@@ -89,24 +114,28 @@ class Outcome:
         scatter2 = (belief * scatter**2 + misfit) / (belief + len(value))
         mean = coefficient[0] * size
         sd = (scatter2 * (1 + covariance[0, 0])).sqrt() * size
-        return Level(mean.exp(), mean.exp() * sd) if self.relative else Level(mean, sd)
+        mean, sd = (mean.exp(), mean.exp() * sd) if self.relative else (mean, sd)
+        known = torch.zeros(self.limits, dtype=torch.float64)
+        return Level(torch.cat([mean, known]), torch.cat([sd, known]))
 
     def affine(self, level: Level) -> tuple[Tensor, Tensor]:
         """(shift, gain), shape (p,): below the cap u = shift - gain y in a cell of that level."""
-        size = level.best if self.relative else torch.ones_like(level.best)
+        size = self.size(level.best)
         return level.best + size * self.mean, size * self.sd
 
     def backward(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Oriented metrics (p) of a cell of that level at model units y (p), and their derivatives by -y."""
-        size = level.best if self.relative else torch.ones_like(level.best)
+        size = self.size(level.best)
         h = self.mean - self.sd * y
-        stretch = (h / self.cap - 1).clamp(0, 50).exp()  # inverts `compress`: 1 below the cap
-        return level.best + size * torch.where(h <= self.cap, h, self.cap * stretch), size * self.sd * stretch
+        stretch = (h.abs() / self.cap - 1).clamp(0, 50).exp()  # inverts `compress`: 1 below the cap
+        excess = torch.where(h.abs() <= self.cap, h, h.sign() * self.cap * stretch)
+        return level.best + size * excess, size * self.sd * stretch
 
 
 def compress(excess: Tensor, cap: Tensor) -> Tensor:
-    """Identity up to `cap`, logarithmic beyond; increasing, continuously differentiable."""
-    return torch.where(excess <= cap, excess, cap * (1 + torch.log(excess.clamp_min(cap) / cap)))
+    """Identity up to `cap` on either side of 0, logarithmic beyond; odd, increasing, continuously differentiable."""
+    far = cap * (1 + torch.log(torch.maximum(excess.abs(), cap) / cap))
+    return torch.where(excess.abs() <= cap, excess, excess.sign() * far)
 
 
 @dataclass(frozen=True)
@@ -114,8 +143,9 @@ class Dataset:
     """What the model learns from: n told runs in c cells, p metrics, d coordinates, m scale axes, r open runs.
 
     X: n x d encoded configurations. S: n x m, log2(scale / target). cell: n, index into `scales`. Y: n x p, larger is
-    better. diverged: n. X_pending, S_pending: r x d, r x m, runs without a result: those
-    still running, and those that failed or were stopped, which told nothing and must not be asked for again.
+    better: the metrics of the objective, then a column for each limit. diverged: n. X_pending, S_pending: r x d, r x m,
+    runs without a result: those still running, and those that failed or were stopped, which told nothing and must not
+    be asked for again.
     running: r, which of them run.
     """
 
@@ -155,6 +185,11 @@ class Dataset:
         same = coincide(self.S_pending, self.place(scale))
         return torch.cat([self.X[self.at(scale)], self.X_pending[same & self.running]])
 
+    def measured(self) -> Dataset:
+        """Without the told runs that diverged: what the metrics are learned from. Every open run stays."""
+        told = ("X", "S", "cell", "Y", "diverged")
+        return replace(self, **{name: getattr(self, name)[~self.diverged] for name in told})
+
     def rows(self, keep: Tensor) -> Dataset:
         """The same transform, with the told runs of a mask (n) and only the open runs at their scales."""
         told = {name: getattr(self, name)[keep] for name in ("X", "S", "cell", "Y", "diverged")}
@@ -177,26 +212,28 @@ def places(space: Space, scales: Sequence[Scale]) -> np.ndarray:
 
 def from_history(history: History) -> Dataset:
     """The told and the open trials of a history as tensors."""
-    space, objective = history.space, history.objective
+    space = history.space
     told = [trial for trial in history.trials if trial.told]
     waiting = [trial for trial in history.trials if not trial.told]
-    scales = tuple(dict.fromkeys(trial.scale for trial in told))
-    cell = torch.tensor([scales.index(trial.scale) for trial in told], dtype=torch.long)
-    u = torch.tensor([_oriented(trial, objective) for trial in told], dtype=torch.float64)
-    u = u.reshape(len(told), len(objective.weights))
+    index: dict[Scale, int] = {}
+    cell = torch.tensor([index.setdefault(trial.scale, len(index)) for trial in told], dtype=torch.long)
+    where = torch.as_tensor(places(space, list(index)))
+    columns = Columns.of(history.objective)
+    u = columns.oriented(told)
     allowed = torch.tensor(_allowed(space, told), dtype=torch.bool)
-    outcome = fit_outcome(u, cell, torch.as_tensor(places(space, scales)), _magnitudes(objective), allowed)
+    outcome = fit_outcome(u, cell, where, columns.parts, allowed, len(columns.limits), columns.reference)
     diverged = ~torch.isfinite(u).all(-1)
     Y = torch.zeros_like(u)
     if not diverged.all():
+        u = within_reach(u, outcome.best[cell], allowed, outcome.limits)
         Y[~diverged] = outcome.forward(u[~diverged], cell[~diverged])
         Y[diverged] = Y[~diverged].min(0).values
     return Dataset(
         space=space,
         X=_encoded(space, told),
-        S=torch.as_tensor(places(space, [trial.scale for trial in told])),
+        S=where[cell],
         cell=cell,
-        scales=scales,
+        scales=tuple(index),
         Y=Y,
         diverged=diverged,
         X_pending=_encoded(space, waiting),
@@ -206,45 +243,154 @@ def from_history(history: History) -> Dataset:
     )
 
 
-def fit_outcome(u: Tensor, cell: Tensor, where: Tensor, weight: Tensor, allowed: Tensor) -> Outcome:
+@dataclass(frozen=True)
+class Columns:
+    """Which column of u means what: metrics of the objective, each minimised, then what is beyond each limit.
+
+    names: of the metrics of the objective, in order. signs: 1 where a metric is minimised, -1 where it is maximised;
+    what several objectives share goes by the first that names it. parts: k x p, weights of u in each of k objectives,
+    0 for limits. reference: (k,), as in `Outcome`.
+    """
+
+    names: tuple[str, ...]
+    signs: tuple[float, ...]
+    limits: tuple[Limit, ...]
+    parts: Tensor
+    reference: Tensor | None
+
+    @classmethod
+    def of(cls, objective: Objective) -> Columns:
+        first: dict[str, float] = {}
+        for part in objective.parts:
+            for name, weight in part.weights.items():
+                first.setdefault(name, math.copysign(1.0, weight))
+        weights = [
+            [part.weights.get(name, 0.0) * sign for name, sign in first.items()] + [0.0] * len(objective.subject_to)
+            for part in objective.parts
+        ]
+        least = objective.minimised_reference if isinstance(objective, Pareto) else None
+        reference = None if least is None else torch.tensor(least, dtype=torch.float64)
+        parts = torch.tensor(weights, dtype=torch.float64)
+        return cls(tuple(first), tuple(first.values()), tuple(objective.subject_to), parts, reference)
+
+    def oriented(self, trials: Sequence[Trial]) -> Tensor:
+        """u of told trials, n x p: every metric to be minimised; a row of NaN for one that diverged."""
+        p = self.parts.shape[-1]
+        rows = []
+        for trial in trials:
+            metrics = trial.metrics or {}
+            row = [sign * metrics.get(name, math.nan) for name, sign in zip(self.names, self.signs, strict=True)]
+            row += [limit.sign * (metrics.get(limit.metric, math.nan) - limit.limit) for limit in self.limits]
+            finite = trial.status != "diverged" and all(map(math.isfinite, row))
+            rows.append(row if finite else [math.nan] * p)
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(trials), p)
+
+
+def fit_outcome(
+    u: Tensor,
+    cell: Tensor,
+    where: Tensor,
+    parts: Tensor,
+    allowed: Tensor,
+    limits: int = 0,
+    reference: Tensor | None = None,
+) -> Outcome:
     """The transform for oriented metrics u (n x p; a row with a non-finite entry is a diverged run).
 
-    cell: n, index into `where` (c x m), the places of the cells. weight: magnitudes in the minimised sum, shape (p,).
+    cell: n, index into `where` (c x m), the places of the cells. parts (k x p), limits, reference: as in `Outcome`.
     allowed: n, false for runs made elsewhere that may not be made here. They set no best value, and count as good as
     the best one where they are better, else what can be reached would lie far away from everything.
 
+    Only runs that keep all limits set best values and what is good, where there are such runs; the others may be
+    better than the best.
+
     A run is good when its objective is at most the pooled median excess above the best of its cell, and at most 5% of
-    it. A metric is kept linear as far as the good runs reach: with a single metric that caps it at the median excess
-    or 5%; with several it also keeps those linear that are sacrificed at the best mixture.
+    it; with several objectives when no other of its cell beats it in all, and it beats the reference. A metric is kept
+    linear as far as the good runs reach: with a single metric that caps it at the median excess or 5%; with several it
+    also keeps those linear that are sacrificed at the best mixture.
+
+    A limited metric is kept linear up to three times its median distance from the limit, on both sides.
     """
-    p = u.shape[-1]
+    p = u.shape[-1] - limits
     c = len(where)
     good = torch.isfinite(u).all(-1)
-    table = torch.cat([u, u @ weight[:, None]], dim=-1)  # n x (p + 1), the objective last
+    weight = parts[0] if len(parts) == 1 else balanced(u[good], cell[good], parts)
+    kept = good & (u[:, p:] <= 0).all(-1)
+    table = torch.cat([u[:, :p], u @ weight[:, None]], dim=-1)  # n x (p + 1), the objective last
     best = torch.full((c, p + 1), math.nan, dtype=torch.float64)
     for k in range(c):
         mine = good & (cell == k)
         if mine.any():
-            best[k] = table[mine & allowed if (mine & allowed).any() else mine].min(0).values
+            choices = (mine & allowed & kept, mine & allowed, mine)
+            best[k] = table[next(choice for choice in choices if choice.any())].min(0).values
     seen = best[torch.isfinite(best).all(-1)]
     # Relative to the level makes small and large models comparable; it needs a level that is a stable, positive unit.
     relative = len(seen) > 0 and bool((seen > 0).all()) and bool((seen.max(0).values < 4 * seen.min(0).values).all())
-    table, cell = table[good], cell[good]
-    if relative:
-        excess = (table / best[cell] - 1).clamp_min(0)
-    elif len(table):
-        excess = (table - best[cell]).clamp_min(0)
+    reachable = within_reach(table[good], best[cell[good]], allowed[good], 0)
+    excess = reachable / best[cell[good]] - 1 if relative else reachable - best[cell[good]]
+    counted = kept[good] if kept.any() else torch.ones(len(excess), dtype=torch.bool)
+    bound = EXPLODED if relative else math.inf
+    spread = torch.stack([_median_of_positive(column).clamp_max(bound) for column in excess[counted].T])  # p + 1
+    if len(parts) == 1:
+        leading = counted & (excess[:, -1] <= spread[-1])
     else:
-        excess = table
-    limit = EXPLODED if relative else math.inf
-    spread = torch.stack([_median_of_positive(column).clamp_max(limit) for column in excess.T])  # p + 1
-    reach = excess[excess[:, -1] <= spread[-1], :-1]
+        leading = _leading(u[good] @ parts.T, cell[good], counted, reference)
+    reach = excess[leading, :-1]
     cap = torch.maximum(spread[:-1], reach.max(0).values) if len(reach) else spread[:-1]
-    h = compress(excess[:, :-1], cap)
-    mean = h.mean(0) if len(h) else torch.zeros(p, dtype=torch.float64)
-    sd = h.std(0, correction=0) if len(h) else torch.ones(p, dtype=torch.float64)
+    beyond = u[good][:, p:]
+    cap = torch.cat([cap, torch.stack([3 * _median_size(column) for column in beyond.T]) if limits else cap[:0]])
+    h = compress(torch.cat([excess[:, :-1], beyond], dim=-1), cap)
+    mean = h.mean(0) if len(h) else torch.zeros_like(cap)
+    sd = h.std(0, correction=0) if len(h) else torch.ones_like(cap)
     sd = torch.where(sd > 1e-9 * cap, sd, cap)
-    return Outcome(relative, best[:, :-1], where, cap, mean, sd, weight)
+    limit = torch.where(torch.isfinite(best[:, :1]), 0.0, math.nan).expand(c, limits)
+    best = torch.cat([best[:, :-1], limit], dim=-1)
+    return Outcome(relative, best, where, cap, mean, sd, weight, limits, parts, reference)
+
+
+def within_reach(u: Tensor, best: Tensor, allowed: Tensor, limits: int) -> Tensor:
+    """u (n x p), with runs that are not allowed here made no better than the best (n x p) of their cell."""
+    out = ~allowed[:, None].expand_as(u).clone()
+    out[:, u.shape[-1] - limits :] = False
+    return torch.where(out & (u < best), best, u)
+
+
+def balanced(u: Tensor, cell: Tensor, parts: Tensor) -> Tensor:
+    """Weights (p) of the sum of several objectives (k x p), each in units of its own spread within a cell.
+
+    It stands for them all where one number is needed: to transform metrics, and to climb scales.
+    """
+    spread = torch.ones(len(parts), dtype=torch.float64)
+    if len(u):
+        values = u @ parts.T  # n x k
+        apart = torch.cat([values[mine] - values[mine].median(0).values for mine in _groups(cell)])
+        spread = torch.stack([_median_size(column) for column in apart.T])
+    return (parts / spread[:, None]).sum(0)
+
+
+def undominated(values: Tensor) -> Tensor:
+    """Which of n points (n x k, all minimised) no other beats: none is as good in all and better in one: n booleans."""
+    points = values.detach().numpy()
+    front = torch.zeros(len(points), dtype=torch.bool)
+    left = np.lexsort(points.T[::-1]) if len(points) else np.zeros(0, dtype=int)  # what beats a point comes before it
+    while len(left):
+        front[left[0]] = True
+        first, others = points[left[0]], points[left[1:]]
+        left = left[1:][(others < first).any(-1) | (others == first).all(-1)]
+    return front
+
+
+def _leading(values: Tensor, cell: Tensor, counted: Tensor, reference: Tensor | None) -> Tensor:
+    """Which of the runs that count (values n x k) are on the front of their cell and beat the reference, where any do.
+
+    To the reference itself would be too far: a model that has to be right far from the front is less so near it.
+    """
+    front = torch.zeros(len(values), dtype=torch.bool)
+    for group in _groups(cell):
+        mine = group[counted[group]]
+        front[mine] = undominated(values[mine])
+    beats = front if reference is None else front & (values < reference).all(-1)
+    return beats if beats.any() else front
 
 
 def _allowed(space: Space, trials: Sequence[Trial]) -> list[bool]:
@@ -267,16 +413,18 @@ def _median_of_positive(excess: Tensor) -> Tensor:
     return above.median() if len(above) else torch.tensor(EXPLODED, dtype=torch.float64)
 
 
-def _magnitudes(objective: Objective) -> Tensor:
-    return torch.tensor([abs(w) for w in objective.weights.values()], dtype=torch.float64)
+def _groups(cell: Tensor) -> list[Tensor]:
+    """Indices of the runs of each cell that has some."""
+    return [(cell == k).nonzero()[:, 0] for k in sorted(set(cell.tolist()))]
 
 
-def _oriented(trial: Trial, objective: Objective) -> list[float]:
-    """The metrics of a told trial, each to be minimised; NaN when it diverged."""
-    metrics = trial.metrics or {}
-    if trial.status == "diverged" or any(not math.isfinite(metrics.get(name, math.nan)) for name in objective.weights):
-        return [math.nan] * len(objective.weights)
-    return [math.copysign(1.0, weight) * metrics[name] for name, weight in objective.weights.items()]
+def _median_size(values: Tensor) -> Tensor:
+    """Median magnitude; where that is 0 the mean, and 1 where all are."""
+    size = values.abs()
+    for unit in (size.median(), size.mean()) if len(size) else ():
+        if unit > 0:
+            return unit
+    return torch.ones((), dtype=torch.float64)
 
 
 def _encoded(space: Space, trials: Sequence[Trial]) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bo import journal, ports
+from bo.objective import Pareto
 from bo.ports import Executor, Lost, Message, Raised, Reported, Returned, Stopped, Train
 from bo.study import Study
 from bo.trial import Trial
@@ -176,6 +177,8 @@ class _Ending:
     """When to start no more trials."""
 
     def __init__(self, study: Study, hours: float | None, target: float | None, patience: int | None) -> None:
+        if target is not None and isinstance(study.objective, Pareto):
+            raise ValueError("A front has no target; end the run by n_trials=, budget=, hours= or patience=.")
         self.study, self.target, self.patience = study, target, patience
         self.deadline = math.inf if hours is None else study.now() + 3600 * hours
 
@@ -184,12 +187,17 @@ class _Ending:
             return "hours"
         if self.target is None and self.patience is None:
             return None
-        best, objective = self.study.best(), self.study.objective
-        if best and self.target is not None and objective.value(best.metrics or {}) <= objective.shown(self.target):
-            return "target"
+        objective = self.study.objective
+        if isinstance(objective, Pareto):
+            leading = [trial.id for trial in self.study.front()]
+        else:
+            best = self.study.best()
+            if best and self.target is not None and objective.value(best.metrics or {}) <= objective.shown(self.target):
+                return "target"
+            leading = [best.id] if best else []
         told = [trial for trial in self.study.ended if trial.told and trial.source != "prior"]
         at_top = [trial.id for trial in told if trial.scale == self.study.top]
-        later = at_top[at_top.index(best.id) + 1 :] if best else at_top
+        later = at_top[max((at_top.index(id) + 1 for id in leading), default=0) :]
         return "patience" if self.patience is not None and len(later) >= self.patience else None
 
 

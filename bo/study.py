@@ -21,7 +21,7 @@ from bo import objective as objectives
 from bo import ports, state
 from bo.events import Event, event, metrics_to_json
 from bo.journal import Journal, JournalError
-from bo.objective import Objective
+from bo.objective import Objective, Pareto
 from bo.ports import History, Limits, Policy, Proposal, Recommendation
 from bo.trial import Trial
 from bo.worker import numbers, whole_step
@@ -234,20 +234,62 @@ class Study:
         return self._state.trials[id]
 
     def best(self, objective: Objective | None = None) -> Trial | None:
-        """The told trial at the top scale with the best objective, None while there is none.
+        """The told trial at the top scale with the best objective within its limits, None while there is none.
 
         Runs of other studies (`add_prior`) are not among them, nor are added runs of configurations that the space does
         not allow at the top scale. objective: re-weighs the told metrics without training again; trials without a
-        metric it names are left out.
+        metric it names are left out. ValueError for a Pareto objective, which has a `front` and no best trial.
         """
         better = objective or self.objective
-        at_top = [t for t in self.trials if t.status == "finished" and t.scale == self.top and t.source != "prior"]
-        scored = [(better.value(t.metrics), t.id) for t in at_top if t.metrics and not better.missing(t.metrics)]
-        for _, id in sorted((value, id) for value, id in scored if math.isfinite(value)):
-            trial = self.trial(id)
-            if trial.source != "added" or self.space.at(self.top).allows(trial.config):
+        if isinstance(better, Pareto):
+            raise ValueError(
+                f"No trial is the best of {len(better.parts)} objectives; Study.front() gives those that none beats, "
+                "best(objective=...) the best by one objective."
+            )
+        scored = [(better.value(trial.metrics or {}), trial.id) for trial in self._candidates(better)]
+        for _, id in sorted(scored):
+            if self._is_allowed(trial := self.trial(id)):
                 return trial
         return None
+
+    def front(self, objective: Objective | None = None) -> tuple[Trial, ...]:
+        """The told trials at the top scale, within all limits, that no other beats in every objective; by id.
+
+        Which trials count, and `objective`, are as for `best`. With one objective these are the best trial and those
+        that equal it.
+        """
+        better = objective or self.objective
+        trials = [trial for trial in self._candidates(better) if self._is_allowed(trial)]
+        return tuple(trials[i] for i in objectives.undominated([better.values(t.metrics or {}) for t in trials]))
+
+    def hypervolume(self) -> float:
+        """How much of the objectives' space the front beats, up to the reference point; 0 while there is no front.
+
+        In the product of the objectives' units. The reference is the objective's, else it follows the front (see
+        `bo.objective.reference_point`) and volumes of different times are not comparable. ValueError for an objective
+        other than Pareto.
+        """
+        if not isinstance(self.objective, Pareto):
+            raise ValueError(f"Only a Pareto objective has a hypervolume; this study has {self.objective}.")
+        values = [self.objective.values(trial.metrics or {}) for trial in self.front()]
+        if not values:
+            return 0.0
+        reference = self.objective.minimised_reference or objectives.reference_point(values)
+        return objectives.hypervolume(values, reference)
+
+    def _candidates(self, objective: Objective) -> list[Trial]:
+        """Trials that may be the best by an objective: finished at the top scale, all numbers finite, limits kept."""
+        at_top = [t for t in self.trials if t.status == "finished" and t.scale == self.top and t.source != "prior"]
+        complete = [t for t in at_top if t.metrics and not objective.missing(t.metrics)]
+        return [
+            t
+            for t in complete
+            if all(map(math.isfinite, objective.values(t.metrics or {}))) and objective.feasible(t.metrics or {})
+        ]
+
+    def _is_allowed(self, trial: Trial) -> bool:
+        """Whether the space allows the trial's configuration at the top scale: added ones may break what it forbids."""
+        return trial.source != "added" or self.space.at(self.top).allows(trial.config)
 
     def measured_cost(self) -> MeasuredCost:
         """What runs take, in seconds by scale, as the finished ones took it: `Fidelity(cost=...)` of the next study.
@@ -270,11 +312,14 @@ class Study:
         now = self._state
         return History(now.space, now.objective, self.trials, now.limits, now.seen, now.memory)
 
-    def recommend(self, scale: Mapping[str, float | str] | None = None) -> Recommendation:
-        """The configuration that the model believes best, tried or not, at `scale` (by default the target)."""
+    def recommend(self, scale: Mapping[str, float | str] | None = None, *, tried: bool = False) -> Recommendation:
+        """The configuration that the model believes best at `scale` (by default the target): of all, or of those tried.
+
+        It goes by what is expected of a configuration, `best` by what was measured, which may have been luck.
+        """
         target = self.space.fidelity.target if self.space.fidelity else None
         at = self._state.scale(target if scale is None else scale)
-        return self._policy().recommend(self.history(), at, self._rng(len(self.trials)))
+        return self._policy().recommend(self.history(), at, self._rng(len(self.trials)), tried)
 
     # ------------------------------------------------------------------------------------------------- changing
 

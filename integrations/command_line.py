@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bo import JournalError, Study, TrainingBroken, journal, ports, run
+import numpy as np
+
+from bo import JournalError, Pareto, Study, TrainingBroken, Trial, journal, ports, run
 from bo.events import metrics_to_json
 from bo.ports import Executor
 from bo.run import request_stop
@@ -28,6 +31,7 @@ from integrations.describe import best_words, config_table, number, scale_words,
 from integrations.progress import Progress
 from integrations.training_file import Loaded, TrainingFile
 
+DIAGNOSED = "diagnostics.json"  # what `windtunnel diagnose` found, in the study's folder
 KEPT = "training_file.py"  # the training file as it was run, in the study's folder
 SECRET = re.compile(r"^-.*(token|key|secret|password)", re.IGNORECASE)
 REASONS = {
@@ -94,8 +98,9 @@ def parser() -> argparse.ArgumentParser:
 
     for name, what, command_of in (
         ("status", "where the study in DIR stands", _status),
-        ("best", "the best told configuration", _best),
+        ("best", "the best told configuration, or the front of several objectives", _best),
         ("recommend", "the configuration that the model believes best, tried or not", _recommend),
+        ("diagnose", "how well the model of the study in DIR predicts, and what matters", _diagnose),
         ("stop", "end the driver of the study in DIR, or one of its trials", _stop),
     ):
         command = add(name, what, command_of)
@@ -103,6 +108,8 @@ def parser() -> argparse.ArgumentParser:
         if name in ("best", "recommend"):
             command.add_argument("--json", action="store_true", help="print JSON")
         if name == "recommend":
+            command.add_argument("--tried", action="store_true", help="the best of those that ran, by the model")
+        if name in ("recommend", "diagnose"):
             command.add_argument("--at", metavar="AXIS=VALUE,...", help="a scale, such as params=1e9,tokens=2e10")
         if name == "stop":
             command.add_argument("--trial", type=int, metavar="ID", help="end this trial alone, at its next report")
@@ -294,32 +301,66 @@ def _status(options: argparse.Namespace) -> int:
 
 def _best(options: argparse.Namespace) -> int:
     study = Study.open(options.dir)
-    best = study.best()
-    if options.json:
-        metrics = best and metrics_to_json(best.metrics or {}, ())
-        print(json.dumps(best and {"trial": best.id, "config": study.space.to_json(best.config), "metrics": metrics}))
-    else:
+
+    def plain(trial: Trial) -> dict[str, Any]:
+        metrics = metrics_to_json(trial.metrics or {}, ())
+        return {"trial": trial.id, "config": study.space.to_json(trial.config), "metrics": metrics}
+
+    if not options.json:
         print(best_words(study))
+    elif isinstance(study.objective, Pareto):
+        print(json.dumps([plain(trial) for trial in study.front()]))
+    else:
+        best = study.best()
+        print(json.dumps(best and plain(best)))
     return 0
 
 
 def _recommend(options: argparse.Namespace) -> int:
     study = _with_functions(options.dir)
-    found = study.recommend(_scale(options.at) if options.at else None)
+    if isinstance(study.objective, Pareto):
+        many = len(study.objective.parts)
+        raise ValueError(
+            f"No configuration is the best of {many} objectives; windtunnel best {options.dir} shows the front."
+        )
+    found = study.recommend(_scale(options.at) if options.at else None, tried=options.tried)
     shown = study.objective.shown
     interval = None if found.low is None or found.high is None else sorted((shown(found.low), shown(found.high)))
     if options.json:
         mean = None if found.mean is None else shown(found.mean)
         answer = {"config": study.space.to_json(found.config), "mean": mean, "interval": interval, "note": found.note}
-        print(json.dumps(answer))
+        print(json.dumps({**answer, "trial": found.trial}))
         return 0
     where = scale_words(found.scale)
-    print("Recommended" + (f" at {where}" if where else ""))
+    which = "" if found.trial is None else f", trial {found.trial}"
+    print("Recommended" + which + (f" at {where}" if where else ""))
     print(config_table(found.config))
     if found.mean is not None and interval is not None:
         print(f"  expected  {number(shown(found.mean))} (90% interval {number(interval[0])} to {number(interval[1])})")
     if found.note:
         print(f"  note      {found.note}")
+    return 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from bo import analysis  # torch, which no other command that only looks needs
+
+    study = _with_functions(options.dir)
+    fidelity = study.space.fidelity
+    if options.at and fidelity is None:
+        raise ValueError(f"--at {options.at} names a scale, but the space of {options.dir} has none; leave it out.")
+    scale = fidelity.scale(_scale(options.at), beyond=True) if fidelity and options.at else None
+    surrogate = study.settings.get("surrogate", "gp")
+    found = analysis.diagnose(study.history(), scale, np.random.default_rng(study.seed), surrogate)
+    kept = options.dir / DIAGNOSED
+    partial = kept.with_name(f".{kept.name}.{secrets.token_hex(4)}")
+    try:
+        partial.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, kept)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(found.words())
+    print(f"Files: {kept} has every number.")
     return 0
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bo import Study, Trial
+from bo import AtMost, Maximize, Minimize, Pareto, Study, Trial, WeightedSum
 from bo.ports import ELSEWHERE
 from search_spaces import Curve, Scale, SwitchedMixture
 
@@ -76,10 +76,44 @@ def config_table(config: Mapping[str, Any], indent: str = "  ") -> str:
 
 
 def objective_words(study: Study, trial: Trial) -> str:
-    """The trial's objective in the user's sign, or what became of it."""
-    if trial.status == "finished" and trial.metrics:
-        return f"{study.objective.shown(study.objective.value(trial.metrics)):.4f}"
-    return trial.status
+    """The trial's objectives in the user's sign and the limits it breaks, or what became of it."""
+    if trial.status != "finished" or not trial.metrics:
+        return trial.status
+    parts, metrics = study.objective.parts, trial.metrics
+    values = zip(parts, study.objective.values(metrics), strict=True)
+    words = " / ".join(f"{part.shown(value):.4f}" for part, value in values)
+    broken = [limit for limit in study.objective.subject_to if not limit.holds(metrics)]
+    if not broken:
+        return words
+    how = ", ".join(
+        f"{limit.metric} {number(metrics[limit.metric])} {'>' if isinstance(limit, AtMost) else '<'} "
+        f"{number(limit.limit)}"
+        for limit in broken
+    )
+    return f"{words} ({how})"
+
+
+def found_words(study: Study) -> str | None:
+    """The best, or the size of the front, in a few words; None while there is neither."""
+    if isinstance(study.objective, Pareto):
+        many = len(study.front())
+        words = f"front   {many} {'trial' if many == 1 else 'trials'}, hypervolume {number(study.hypervolume())}"
+        return words if many else None
+    best = study.best()
+    return None if best is None else f"best    {objective_words(study, best)} by trial {best.id}"
+
+
+def nothing_words(study: Study) -> str:
+    """Why there is no best trial and no front."""
+    limits = study.objective.subject_to
+    told = any(t.status == "finished" and t.scale == study.top and t.source not in ELSEWHERE for t in study.trials)
+    return "none within the limits yet" if limits and told else "none told at the target scale yet"
+
+
+def front_lines(study: Study) -> list[str]:
+    """A line for each trial of the front: its objectives, what it is and its configuration."""
+    trials = sorted(study.front(), key=lambda trial: study.objective.values(trial.metrics or {}))
+    return [f"  {objective_words(study, trial)}  trial {trial.id}  {config_line(trial.config)}" for trial in trials]
 
 
 def status(study: Study, driver: str | None) -> str:
@@ -102,18 +136,21 @@ def status(study: Study, driver: str | None) -> str:
         lines.append(
             f"  runs    trial {trial.id} ({trial.source}), {scale_words(trial.scale) or 'at the target'}{step}"
         )
-    best = study.best()
-    if best is None:
-        lines.append("  best    none told at the target scale yet")
-    else:
-        lines.append(f"  best    {objective_words(study, best)} by trial {best.id}")
+    kind = "front" if isinstance(study.objective, Pareto) else "best"
+    lines.append(f"  {found_words(study) or f'{kind:<7} {nothing_words(study)}'}")
     failed = [trial for trial in study.trials if trial.status == "failed"]
     lines += [f"  failed  trial {trial.id}: {trial.error}" for trial in failed[-3:]]
     return "\n".join(lines)
 
 
 def best_words(study: Study) -> str:
+    if isinstance(study.objective, Pareto):
+        if not (front := front_lines(study)):
+            return f"{study.folder} has no front: {nothing_words(study)}."
+        return "\n".join([f"Front of {study.folder} ({_parts_words(study.objective)}):", *front])
     best = study.best()
+    if best is None and study.objective.subject_to:
+        return f"{study.folder} has no best trial: {nothing_words(study)}."
     if best is None:
         return f"{study.folder} has no told trial at its target scale yet."
     head = f"Best of {study.folder}: {objective_words(study, best)}, trial {best.id} ({best.source})"
@@ -122,30 +159,9 @@ def best_words(study: Study) -> str:
 
 def summary(study: Study, how: str = "") -> str:
     """What a finished sweep found, what it cost, and what to do next; `how`: options that a resume has to repeat."""
-    best, objective = study.best(), study.objective
     lines = ["", f"== {study.folder} " + "=" * max(3, 100 - len(str(study.folder)))]
-    if best is None or best.metrics is None:
-        lines.append("No trial has finished at the target scale yet.")
-    else:
-        found = objective.value(best.metrics)
-        where = scale_words(best.scale)
-        lines.append(f"Best: {objective.shown(found):.4f}, trial {best.id}" + (f" at {where}" if where else ""))
-        lines.append(config_table(best.config))
-        lines.append("  metrics   " + "  ".join(f"{name} {number(best.metrics[name])}" for name in objective.metrics))
-        if best.predicted:
-            mean, low, high = (objective.shown(best.predicted[key]) for key in ("mean", "low", "high"))
-            low, high = min(low, high), max(low, high)
-            lines.append(
-                f"  predicted {mean:.4f} (90% interval {low:.4f} to {high:.4f}), measured {objective.shown(found):.4f}"
-            )
-        baseline = _baseline(study)
-        if baseline is not None and baseline.status == "finished" and baseline.metrics is not None:
-            yours = objective.value(baseline.metrics)
-            difference = f"{abs(yours - found):.4f} better than" if found < yours else "no better than"
-            words = f"the best is {difference} your recipe"
-            lines.append(f"Yours: {objective.shown(yours):.4f} (trial {baseline.id}); {words}.")
-        elif baseline is not None:
-            lines.append(f"Yours: trial {baseline.id} is {baseline.status}.")
+    objective = study.objective
+    lines += _front_summary(study, objective) if isinstance(objective, Pareto) else _best_summary(study, objective)
     lines += _proxy_words(study)
     counts = [f"{len(study.trials)} trials", f"{study.spent:.2f} target runs spent"]
     for status in ("diverged", "stopped", "failed", "running"):
@@ -164,6 +180,54 @@ def summary(study: Study, how: str = "") -> str:
     return "\n".join(lines)
 
 
+def _best_summary(study: Study, objective: Minimize | Maximize | WeightedSum) -> list[str]:
+    """The best trial, what was predicted of it, and what it gains over the user's recipe."""
+    best = study.best()
+    if best is None or best.metrics is None:
+        if objective.subject_to:
+            return [f"No best trial: {nothing_words(study)}."]
+        return ["No trial has finished at the target scale yet."]
+    lines = []
+    found = objective.value(best.metrics)
+    where = scale_words(best.scale)
+    lines.append(f"Best: {objective.shown(found):.4f}, trial {best.id}" + (f" at {where}" if where else ""))
+    lines.append(config_table(best.config))
+    lines.append("  metrics   " + "  ".join(f"{name} {number(best.metrics[name])}" for name in objective.metrics))
+    if best.predicted:
+        mean, low, high = (objective.shown(best.predicted[key]) for key in ("mean", "low", "high"))
+        low, high = min(low, high), max(low, high)
+        lines.append(
+            f"  predicted {mean:.4f} (90% interval {low:.4f} to {high:.4f}), measured {objective.shown(found):.4f}"
+        )
+    baseline = _baseline(study)
+    if baseline is not None and baseline.metrics is not None and not objective.feasible(baseline.metrics):
+        lines.append(f"Yours: {objective_words(study, baseline)}, trial {baseline.id}, breaks the limits.")
+    elif baseline is not None and baseline.status == "finished" and baseline.metrics is not None:
+        yours = objective.value(baseline.metrics)
+        difference = f"{abs(yours - found):.4f} better than" if found < yours else "no better than"
+        words = f"the best is {difference} your recipe"
+        lines.append(f"Yours: {objective.shown(yours):.4f} (trial {baseline.id}); {words}.")
+    elif baseline is not None:
+        lines.append(f"Yours: trial {baseline.id} is {baseline.status}.")
+    return lines
+
+
+def _front_summary(study: Study, objective: Pareto) -> list[str]:
+    """The front and its volume."""
+    if not (front := front_lines(study)):
+        return [f"No front: {nothing_words(study)}."]
+    return [f"Front ({_parts_words(objective)}), hypervolume {number(study.hypervolume())}:", *front]
+
+
+def _parts_words(objective: Pareto) -> str:
+    """What the columns of a front are: the metrics, and which way is better."""
+    words = []
+    for part in objective.parts:
+        names = " + ".join(f"{number(w)} {name}" for name, w in part.weights.items())
+        words.append(names if isinstance(part, WeightedSum) else f"{type(part).__name__.lower()} {part.metric}")
+    return " / ".join(words)
+
+
 def _proxy_words(study: Study) -> list[str]:
     """What the proxies cost, and what they bought: how good the first target run after them was."""
     proxies = [t for t in study.trials if t.scale != study.top and t.source not in ELSEWHERE]
@@ -174,13 +238,17 @@ def _proxy_words(study: Study) -> list[str]:
     lines = [
         f"Proxies: {len(proxies)} small runs cost {cost:.2f} target runs in all ({number(cost / len(proxies))} each)."
     ]
-    told = [(study.objective.value(t.metrics), t) for t in led_to if t.status == "finished" and t.metrics]
+    objective = study.objective
+    if isinstance(objective, Pareto):  # which of the runs after them was best, no number says
+        return lines
+    finished = [(t, t.metrics) for t in led_to if t.status == "finished" and t.metrics]
+    told = [(objective.value(metrics), t) for t, metrics in finished if objective.feasible(metrics)]
     if told:
         (value, first), (least, _) = told[0], min(told, key=lambda pair: pair[0])
         words = f"  Without a random run, the first target run after them (trial {first.id}) gave "
-        words += f"{study.objective.shown(value):.4f}"
+        words += f"{objective.shown(value):.4f}"
         if (baseline := _baseline(study)) and baseline.status == "finished" and baseline.metrics:
-            ahead = study.objective.value(baseline.metrics) - value
+            ahead = objective.value(baseline.metrics) - value
             words += f", {abs(ahead):.4f} {'better' if ahead > 0 else 'worse'} than your recipe"
         if len(told) > 1:
             words += f" and {value - least:.4f} from the best of {len(told)}"

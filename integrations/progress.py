@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TextIO
 
-from bo import Study, Trial
+from bo import Pareto, Study, Trial
 from bo.run import Moment
 from integrations.describe import config_line, number, objective_words, scale_words
 
@@ -38,7 +38,7 @@ class Progress:
             result = objective_words(self.study, trial)
             if trial.error and trial.status == "failed":
                 result += f": {trial.error}"
-            self._line(self._words(trial, result, self.study.best()))
+            self._line(self._words(trial, result, trial.id in self._leading()))
         if self.moving:
             self._last_line()
 
@@ -46,9 +46,16 @@ class Progress:
         if self.moving:
             self._write("\r\x1b[K")
 
-    def _words(self, trial: Trial, result: str, best: Trial | None = None) -> str:
+    def _leading(self) -> list[int]:
+        """The best trial so far, or the front."""
+        if isinstance(self.study.objective, Pareto):
+            return [trial.id for trial in self.study.front()]
+        best = self.study.best()
+        return [] if best is None else [best.id]
+
+    def _words(self, trial: Trial, result: str, leading: bool = False) -> str:
         scale = scale_words(trial.scale)
-        mark = " *" if best is not None and best.id == trial.id else "  "
+        mark = " *" if leading else "  "
         where = f"{scale:<26}" if scale else ""
         return (
             f"{time.strftime('%H:%M:%S')}  {trial.id:>4}  {trial.source:<13} {where}{result:>8}{mark} "
@@ -60,8 +67,12 @@ class Progress:
         spent = f"{self.study.spent:.2f}" + (f"/{number(limits.budget)}" if limits.budget else "") + " target runs"
         trials = f"{len(self.study.trials)}" + (f"/{limits.n_trials}" if limits.n_trials else "") + " trials"
         running = ", ".join(f"#{id} step {step}" for id, step in self.steps.items())
-        best = self.study.best()
-        found = f"best {objective_words(self.study, best)}" if best else "no target result yet"
+        leading = self._leading()
+        if isinstance(self.study.objective, Pareto) and leading:
+            found = f"front of {len(leading)}"
+        else:
+            limited = "no result within the limits yet" if self.study.objective.subject_to else "no target result yet"
+            found = f"best {objective_words(self.study, self.study.trial(leading[0]))}" if leading else limited
         text = f"{trials}, {spent}, {found}; running {running or 'nothing'}"
         self._write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
 

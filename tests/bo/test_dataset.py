@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bo import Maximize, Minimize, WeightedSum, dataset
+from bo import AtLeast, AtMost, Maximize, Minimize, Pareto, WeightedSum, dataset
 from bo.dataset import Dataset, compress, fit_outcome
-from bo.objective import Objective
+from bo.objective import Objective, undominated
 from bo.ports import History
 from bo.trial import Trial
 from search_spaces import Choice, Fidelity, Mixture, Real, Scale, Space
@@ -65,7 +65,9 @@ def test_every_cell_is_centred_at_its_own_best_in_one_unit() -> None:
 def test_the_transform_keeps_the_order_within_a_cell(values: list[float], shift: int) -> None:
     u = oriented(values) - (0, 5.0, 1e5)[shift]
     cell = torch.zeros(len(u), dtype=torch.long)
-    outcome = fit_outcome(u, cell, torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64), every(u))
+    outcome = fit_outcome(
+        u, cell, torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), every(u)
+    )
     y = outcome.forward(u, cell)[:, 0]
     order = torch.argsort(u[:, 0])
     assert torch.isfinite(y).all()
@@ -75,7 +77,9 @@ def test_the_transform_keeps_the_order_within_a_cell(values: list[float], shift:
 def test_the_transform_is_affine_below_its_cap_and_can_be_inverted() -> None:
     u = oriented([2.0, 2.01, 2.03, 2.06, 9.0, 2.04])
     cell = torch.zeros(6, dtype=torch.long)
-    outcome = fit_outcome(u, cell, torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64), every(u))
+    outcome = fit_outcome(
+        u, cell, torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), every(u)
+    )
     y = outcome.forward(u, cell)
     shift, gain = outcome.affine(outcome.level(torch.zeros(2, dtype=torch.float64)))
     near = outcome.excess(u, cell)[:, 0] <= outcome.cap
@@ -99,7 +103,7 @@ def test_a_metric_that_is_sacrificed_at_the_best_mixture_stays_linear() -> None:
     u = oriented([[1.0, 2.8], [1.02, 2.79], [1.5, 2.6], [2.0, 2.4], [4.0, 2.0]])
     cell = torch.zeros(5, dtype=torch.long)
     weight = torch.tensor([1.0, 0.2], dtype=torch.float64)
-    outcome = fit_outcome(u, cell, torch.zeros(1, 0, dtype=torch.float64), weight, every(u))
+    outcome = fit_outcome(u, cell, torch.zeros(1, 0, dtype=torch.float64), weight[None], every(u))
     best = (u @ weight).argmin()
     assert (outcome.excess(u, cell)[best] <= outcome.cap).all()
 
@@ -187,3 +191,94 @@ def test_a_run_made_at_a_scale_where_nothing_is_allowed_is_learned_from_all_the_
     data = {"code": 0.5, "prose": 0.5}
     run = Trial(0, {"data": data}, beyond, 0, "added", status="finished", metrics={"loss": 1.5})
     assert dataset.from_history(History(space, Minimize("loss"), (run,))).outcome.best.tolist() == [[1.5]]
+
+
+def test_a_limit_is_a_column_without_weight_and_kept_from_a_known_threshold_on() -> None:
+    objective = Minimize("loss", subject_to=[AtMost("memory", 80), AtLeast("acc", 0.5)])
+    memory, acc = [10.0, 79.9, 80.0, 80.1, 1e6], [0.9, 0.49, 0.5, 0.1, 0.51]
+    runs = data(
+        *(
+            told(i, TARGET, loss=2 + 0.01 * i, memory=m, acc=a)
+            for i, (m, a) in enumerate(zip(memory, acc, strict=True))
+        ),
+        objective=objective,
+    )
+    assert runs.Y.shape == (5, 3)
+    assert runs.outcome.weight.tolist() == [1.0, 0.0, 0.0]
+    kept = runs.Y[:, 1:] >= runs.outcome.threshold - 1e-12
+    assert kept[:, 0].tolist() == [True, True, True, False, False]
+    assert kept[:, 1].tolist() == [True, False, True, False, True]
+    assert (runs.Y[:4, 1].diff() < 0).all()
+
+
+def test_a_limited_metric_is_affine_around_its_limit_whatever_one_run_reports() -> None:
+    memory = [70.0, 75.0, 78.0, 82.0, 90.0, 1e4]
+    runs = data(
+        *(told(i, TARGET, loss=2.0 + 0.1 * i, memory=m) for i, m in enumerate(memory)),
+        objective=Minimize("loss", subject_to=[AtMost("memory", 80)]),
+    )
+    y = runs.Y[:, 1]
+    slope = y[:5].diff() / torch.tensor(memory[:5], dtype=torch.float64).diff()
+    assert torch.allclose(slope, slope[:1].expand(4), rtol=1e-9)
+    assert float(y[0] - y[4]) > 0.3, "what is near the limit is told apart"
+    level = runs.outcome.level(runs.place(TARGET))
+    beyond = [float(runs.outcome.backward(row, level)[0][1]) for row in runs.Y]
+    assert beyond == pytest.approx([m - 80 for m in memory])
+
+
+def test_runs_that_break_a_limit_do_not_set_what_the_others_are_measured_by() -> None:
+    losses, memory = [1.0, 2.0, 2.02, 2.05], [90.0, 70.0, 60.0, 50.0]
+    trials = [told(i, TARGET, loss=x, memory=m) for i, (x, m) in enumerate(zip(losses, memory, strict=True))]
+    limited = Minimize("loss", subject_to=[AtMost("memory", 80)])
+    runs = data(*trials, objective=limited)
+    assert runs.outcome.best[:, 0].tolist() == [2.0]
+    assert runs.outcome.cap[0] == data(*trials[1:], objective=limited).outcome.cap[0]
+    assert (runs.Y[:, 0].diff() < 0).all(), "beyond the limit it goes on getting better"
+    none_kept = data(*trials[:1], objective=limited)
+    assert none_kept.outcome.best[:, 0].tolist() == [1.0]
+
+
+def test_a_run_without_a_finite_limited_metric_is_a_diverged_one() -> None:
+    runs = data(
+        told(0, TARGET, loss=2.0, memory=70.0),
+        told(1, TARGET, loss=1.0, memory=math.nan),
+        objective=Minimize("loss", subject_to=[AtMost("memory", 80)]),
+    )
+    assert runs.diverged.tolist() == [False, True]
+
+
+def test_the_level_of_an_unseen_scale_leaves_limits_where_they_are() -> None:
+    runs = data(told(0, SMALL, loss=4.0, memory=70.0), objective=Minimize("loss", subject_to=[AtMost("memory", 80)]))
+    unseen = runs.outcome.level(runs.place(TARGET))
+    assert float(unseen.best[1]) == float(unseen.sd[1]) == 0.0
+    assert float(unseen.sd[0]) > 0
+
+
+def test_several_objectives_are_parts_of_shared_columns() -> None:
+    objective = Pareto("loss", WeightedSum({"loss": 1.0, "speed": -0.5}), subject_to=[AtMost("memory", 80)])
+    runs = data(
+        *(told(i, TARGET, loss=2 + 0.01 * i, speed=10.0 + i * i, memory=70.0) for i in range(5)), objective=objective
+    )
+    assert runs.outcome.parts.tolist() == [[1.0, 0.0, 0.0], [1.0, 0.5, 0.0]]
+    assert float(runs.outcome.weight[2]) == 0.0
+    assert (runs.outcome.weight[:2] > 0).all()
+    assert (runs.Y[:, 0].diff() < 0).all()
+    assert (runs.Y[:, 1].diff() > 0).all()
+
+
+def test_metrics_stay_linear_along_the_whole_front() -> None:
+    losses, times = [2.0, 2.5, 3.0, 3.5, 3.4], [9.0, 6.0, 4.0, 3.0, 50.0]
+    runs = data(
+        *(told(i, TARGET, loss=x, time=t) for i, (x, t) in enumerate(zip(losses, times, strict=True))),
+        objective=Pareto("loss", "time"),
+    )
+    excess = runs.outcome.excess(torch.tensor([losses, times], dtype=torch.float64).T, runs.cell)
+    assert (excess[:4] <= runs.outcome.cap).all()
+    assert float(excess[4, 1]) > float(runs.outcome.cap[1])
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 4).map(float)] * 2), min_size=1, max_size=10))
+@settings(max_examples=40, deadline=None)
+def test_the_front_of_tensors_is_that_of_numbers(points: list[tuple[float, ...]]) -> None:
+    mask = dataset.undominated(torch.tensor(points, dtype=torch.float64))
+    assert mask.nonzero()[:, 0].tolist() == undominated(points)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bo import Diverged, JournalError, Maximize, Minimize, Proposal, Study, WeightedSum
+from bo import AtMost, Diverged, JournalError, Maximize, Minimize, Pareto, Proposal, Study, WeightedSum
 from bo import journal as journals
 from bo.study import Prior
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Schedule, Space
@@ -100,6 +100,62 @@ def test_the_best_is_the_told_one_at_the_target_scale(study):
     assert study.best().id == 2
     assert study.spent == 0.0
     assert study.history().proposed == 0
+
+
+def test_the_best_keeps_every_limit(tmp_path):
+    limited = Minimize("loss", subject_to=[AtMost("memory", 80)])
+    with Study.create(tmp_path / "study", SPACE, objective=limited) as study:
+        study.add(config(lr=1e-3), {"loss": 1.0, "memory": 90.0})
+        assert study.best() is None
+        study.add(config(lr=2e-3), {"loss": 3.0, "memory": 80.0})
+        study.add(config(lr=3e-3), {"loss": 2.0, "memory": 70.0})
+        study.add(config(lr=4e-3), {"loss": 0.5, "memory": math.nan})
+
+        assert study.best().id == 2
+        assert study.trial(3).status == "diverged"
+        assert study.best(Minimize("loss")).id == 0
+        with pytest.raises(ValueError, match=r"add needs metric \['memory'\]"):
+            study.add(config(), {"loss": 1.0})
+    assert Study.open(tmp_path / "study", objective=limited).objective == limited
+    with pytest.raises(ValueError, match="The objective differs"):
+        Study.open(tmp_path / "study", objective=Minimize("loss"))
+
+
+def test_a_trial_without_a_limited_metric_is_refused_and_its_study_can_be_forked_under_limits(study, tmp_path):
+    study.add(config(lr=1e-3), {"loss": 1.0, "memory": 90.0})
+    study.add(config(lr=2e-3), {"loss": 2.0, "memory": 70.0})
+    limited = study.fork(tmp_path / "limited", objective=Minimize("loss", subject_to=[AtMost("memory", 80)]))
+    assert limited.best().id == 1
+    study.add(config(lr=3e-3), {"loss": 2.0})
+    with pytest.raises(ValueError, match=r"Trial 2 has no metric \['memory'\]"):
+        study.fork(tmp_path / "other", objective=limited.objective)
+
+
+def test_several_objectives_have_a_front_in_place_of_a_best(tmp_path):
+    objective = Pareto("loss", Maximize("speed"), subject_to=[AtMost("memory", 80)], reference=[4.0, 0.0])
+    with Study.create(tmp_path / "study", SPACE, objective=objective) as study:
+        assert study.front() == ()
+        assert study.hypervolume() == 0.0
+        for loss, speed, memory in ((2.0, 5.0, 1.0), (3.0, 9.0, 1.0), (3.5, 8.0, 1.0), (1.0, 10.0, 99.0)):
+            study.add(config(), {"loss": loss, "speed": speed, "memory": memory})
+        study.add(config(), {"loss": 1.0, "speed": 10.0, "memory": 1.0}, PROXY)
+
+        assert [trial.id for trial in study.front()] == [0, 1]
+        assert study.hypervolume() == pytest.approx(2 * 5 + 1 * 4)
+        assert study.best(Maximize("speed")).id == 3
+        with pytest.raises(ValueError, match=r"No trial is the best of 2 objectives; Study.front\(\) gives"):
+            study.best()
+        again = Study.open(study.folder, objective=objective)
+        assert [trial.id for trial in again.front()] == [0, 1]
+
+
+def test_a_front_of_one_objective_is_the_best_and_its_equals(study):
+    for loss in (2.0, 1.0, 1.0):
+        study.add(config(), {"loss": loss})
+    assert [trial.id for trial in study.front()] == [1, 2]
+    assert [trial.id for trial in study.front(Pareto("loss", Maximize("loss")))] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"Only a Pareto objective has a hypervolume"):
+        study.hypervolume()
 
 
 def test_another_objective_reweighs_what_was_told(tmp_path):
