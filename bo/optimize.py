@@ -273,10 +273,11 @@ def settle(space: Space, X: Tensor) -> Tensor:
 
     What breaks a predicate stays where it is, since no config holds it.
     """
-    settled = X.clamp(0, 1).numpy().copy()
-    configs = space.decode_all(settled)
-    keep = space.satisfies(configs)
-    settled[keep] = space.encode_all([config for config, holds in zip(configs, keep, strict=True) if holds])
+    points = X.clamp(0, 1).numpy()
+    settled = space.settle(points)
+    if space.constraints:
+        broken = ~space.satisfies(space.decode_all(points))
+        settled[broken] = points[broken]
     return torch.as_tensor(settled)
 
 

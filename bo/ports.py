@@ -167,7 +167,10 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The configuration the model believes best at a scale; the objective is in minimised user units, 90% interval."""
+    """The configuration the model believes best at a scale; the objective is in minimised user units, 90% interval.
+
+    trial: the one that ran it, when it was chosen among those that ran.
+    """
 
     config: Mapping[str, Any]
     scale: Scale
@@ -175,6 +178,7 @@ class Recommendation:
     low: float | None
     high: float | None
     note: str | None = None
+    trial: int | None = None
 
 
 class Policy(Protocol):
@@ -183,8 +187,10 @@ class Policy(Protocol):
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
         """At most `n` proposals; none when nothing more is worth running or affordable under `history.limits`."""
 
-    def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
-        """The best configuration at `scale`, tried or not."""
+    def recommend(
+        self, history: History, scale: Scale, rng: np.random.Generator, tried: bool = False
+    ) -> Recommendation:
+        """The best configuration at `scale` by what is expected of it: of all, or of those that ran."""
 
 
 # ------------------------------------------------------------------------- late binding: names to implementations
@@ -195,6 +201,7 @@ POLICIES: dict[str, str] = {
     "sobol": "bo.policies.sobol:Sobol",
     "bayes": "bo.policies.bayes:Bayes",
     "ladder": "bo.policies.ladder:Ladder",
+    "trust_region": "bo.policies.trust_region:TrustRegion",
 }
 
 EXECUTORS: dict[str, str] = {

@@ -11,7 +11,24 @@ from scipy.special import erfcx, ndtr
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bo.acquisition.acquisition import Acquisition, Situation
 from search_spaces.parameter import Array
+
+LOG = True
+
+
+def make(situation: Situation) -> Acquisition:
+    """log-EI over the best posterior mean among what was tried or is pending; while that is nothing, the mean itself.
+
+    Pending runs are believed to come out as the posterior mean has it.
+    """
+    belief = situation.believed
+    known = torch.cat([situation.tried, situation.pending])
+    if not len(known):
+        return lambda X: belief.value(X)[0]
+    with torch.no_grad():
+        best = belief.value(known)[0].max()
+    return lambda X: log_ei(*belief.value(X), best)
 
 
 def log_ei(mean: Tensor, sd: Tensor, best: Tensor | float) -> Tensor:

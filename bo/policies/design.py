@@ -22,7 +22,7 @@ def reproducible(rng: np.random.Generator) -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
+            torch.default_generator.manual_seed(int(rng.integers(2**31)))
             yield
     finally:
         torch.set_num_threads(threads)

@@ -9,8 +9,8 @@ from itertools import groupby
 
 import numpy as np
 
-from bo.policies import posterior
-from bo.policies.bayes import started
+from bo.policies import posterior, recommendation
+from bo.policies.bayes import NOTHING, started
 from bo.policies.design import count, initial, reproducible, sequence_seed, sobol
 from bo.ports import ELSEWHERE, History, Limits, Proposal, Recommendation
 from search_spaces import Scale, Space
@@ -45,15 +45,15 @@ class Ladder:
             if not planned and not started(history, None):
                 return initial(history, n, rng)
             if sum(trial.status == "finished" for trial in history.trials) < 2:
-                return initial(
-                    history, n, rng, note="No two runs have finished, so there is nothing to fit a model to."
-                )
+                return initial(history, n, rng, NOTHING)
             first = count(history, "ladder/target") == 0
             return posterior.propose(history, n, rng, "ladder/target", greedy=first)
 
-    def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
+    def recommend(
+        self, history: History, scale: Scale, rng: np.random.Generator, tried: bool = False
+    ) -> Recommendation:
         with reproducible(rng):
-            return posterior.recommend(history, scale, rng)
+            return recommendation.recommend(history, scale, rng, tried)
 
 
 def proxies(history: History, scales: tuple[Scale, ...], rng: np.random.Generator) -> tuple[Proposal, ...]:

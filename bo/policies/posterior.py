@@ -1,8 +1,10 @@
-"""From a history to proposals and recommendations by the posterior of the objective."""
+"""From a history to proposals by the posterior of the objective."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,100 +12,243 @@ import torch
 from torch import Tensor
 
 from bo import dataset
-from bo.acquisition.log_ei import log_ei
-from bo.dataset import Dataset
-from bo.acquisition.acquisition import Acquisition
-from bo.optimize import maximise
-from bo.policies.design import initial, middle, sequence_seed
-from bo.ports import History, Proposal, Recommendation
-from bo.surrogates import composite
-from bo.surrogates.composite import Composite
+from bo.acquisition import constrained, cost, hypervolume, prior_guided
+from bo.acquisition.acquisition import Acquisition, Situation
+from bo.acquisition.environment import AveragedBelief, widened
+from bo.acquisition.samples import posterior_mean
+from bo.dataset import Dataset, coincide
+from bo.optimize import draw_pool, maximise, same
+from bo.policies.design import initial, sequence_seed
+from bo.policies.engine import Engine, Term, volume, weighed
+from bo.policies.replicates import worth_repeating
+from bo.ports import History, Proposal
+from bo.surrogates import composite, divergence
+from bo.surrogates.composite import Belief, Composite
+from bo.surrogates.divergence import Divergence, caution
+from bo.surrogates.features import Features
 from bo.surrogates.hyperparameters import NumericalError
-from search_spaces import Scale
+from search_spaces import Scale, Space
 
 #: Runs at a scale from which on a model of that scale alone is tried against the model of all scales.
 ENOUGH_ALONE = 6
+#: Of those told, the configurations around which is searched closely.
+LEADERS = 10
+AGAIN = "Every configuration of the space has been tried; this one is run again."
 
 
 def propose(
-    history: History, n: int, rng: np.random.Generator, source: str, greedy: bool = False
+    history: History,
+    n: int,
+    rng: np.random.Generator,
+    source: str,
+    engine: Engine = Engine(),  # noqa: B008 - a frozen value
+    greedy: bool = False,
 ) -> tuple[Proposal, ...]:
-    """Up to `n` runs at the top scale: log-EI on the posterior over all scales, one after the other.
+    """Up to `n` runs at the top scale: the engine's criterion on the posterior over all scales, one after the other.
 
     While nothing was run at the top scale, the first is the minimiser of the posterior mean: a random run there costs
-    as much and tells less. `greedy` asks for it where something was run, a recipe of the user's say. Later ones improve
-    on the best posterior mean over the runs told or running there; each proposal, and each run without a result, is
-    believed to come out as the posterior mean has it.
+    as much and tells less. `greedy` asks for it where something was run, a recipe of the user's say. Each proposal, and
+    each run without a result, is pending for the next.
     """
     at = history.space.top
     n = history.affordable([at] * n)
     if n == 0:
         return ()
-    data, allowed = dataset.from_history(history), history.space.at(at)
     try:
-        model, fitted = fit(data, at, history.memory.get("model"))
-        believed = model.believe(model.data.X_pending, model.data.S_pending)
-        memory = {"sequence": sequence_seed(history, rng), "model": fitted}
-        taken = data.taken(at)
-        # Some were made elsewhere and are not allowed here: to improve on those may be out of reach.
-        running = torch.as_tensor(allowed.repair(data.started(at).numpy()))
+        search = Search.of(history, at, engine, rng)
         proposals: list[Proposal] = []
         for i in range(n):
-            over = running[:0] if greedy and i == 0 else running
-            found = maximise(criterion(believed, at, over), allowed, leaders(believed, at), taken, rng)
-            note = None if found.new else "Every configuration of the space has been tried; this one is run again."
-            config = allowed.decode(found.x)
-            proposals.append(Proposal(config, at, source, predicted(believed, found.x, at), memory, note))
-            believed = believed.believe(found.x[None], data.place(at)[None])
-            taken, running = torch.cat([taken, found.x[None]]), torch.cat([running, found.x[None]])
+            found, note = search.next(greedy=greedy and i == 0)
+            expected = None if search.several else predicted(search.believed, found, at)
+            proposals.append(Proposal(search.space.decode(found), at, source, expected, search.memory, note))
+            search = search.waiting_for(found)
     except NumericalError as error:
         return initial(history, n, rng, f"A space-filling point in place of the model's: {error}")
     return tuple(proposals)
 
 
-def recommend(history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
-    """The minimiser of the posterior mean at any scale, tried or not."""
-    space = history.space.at(scale)
-    data = dataset.from_history(history)
-    if not data.finite:
-        untold = "Nothing was told yet: this is the middle of the space."
-        return Recommendation(middle(space), scale, None, None, None, untold)
-    try:
-        model, _ = fit(data, scale, history.memory.get("model"))
-        untaken = torch.zeros(0, len(space.columns), dtype=torch.float64)
-        found = maximise(posterior_mean(model, scale), space, leaders(model, scale), untaken, rng)
-        expected = model.predict(found.x, scale)
-    except NumericalError as error:
-        config = best_allowed(history, scale)
-        return Recommendation(config, scale, None, None, None, f"The best run so far, without a model: {error}")
-    note = None
-    if not (data.at(scale) & ~data.diverged).any():
-        note = f"No run has finished at this scale; its level is extrapolated from {len(data.scales)} other(s)."
-    return Recommendation(space.decode(found.x), scale, expected.mean, expected.low, expected.high, note)
+@dataclass(frozen=True)
+class Search:
+    """All that the next run at one scale is chosen by.
+
+    model: given the told runs; believed: and conditioned on its own mean at those without a result. tried, pending:
+    k x d and r x d configurations there with a finite result, or that will have one; of both only those likely to keep
+    the limits on metrics. taken: whatever ran there or runs. terms: logarithms that weigh every utility. told: number
+    of told runs at all scales. left: share of the limits still to be spent. leaders: points about which is searched
+    closely. pool: what the further points of a batch are searched from.
+    """
+
+    space: Space
+    at: Scale
+    engine: Engine
+    model: Composite
+    believed: Composite
+    tried: Tensor
+    pending: Tensor
+    taken: Tensor
+    terms: tuple[Term, ...]
+    told: int
+    left: float
+    memory: dict[str, Any]
+    leaders: Tensor
+    rng: np.random.Generator
+    pool: Tensor | None = None
+
+    @classmethod
+    def of(cls, history: History, at: Scale, engine: Engine, rng: np.random.Generator) -> Search:
+        space, data = history.space.at(at), dataset.from_history(history)
+        if engine.average_over is not None:
+            data = widened(data)
+        model, fitted = fit(data, at, history.memory.get("model"), engine.surrogate)
+        memory = {"sequence": sequence_seed(history, rng), "model": fitted}
+        edge = find_edge(data, history.memory.get("edge"))
+        if edge is not None:
+            memory["edge"] = edge.memory()
+        left = remaining(history)
+        finite, running = data.at(at) & ~data.diverged, coincide(data.S_pending, data.place(at)) & data.running
+        # Some were made elsewhere and are not allowed here: to improve on those may be out of reach.
+        tried, pending = (torch.as_tensor(space.repair(X.numpy())) for X in (data.X[finite], data.X_pending[running]))
+        if data.outcome.limits:
+            tried, pending = (X[constrained.likely_feasible(model, at, X)] for X in (tried, pending))
+        return cls(
+            space=space,
+            at=at,
+            engine=engine,
+            model=model,
+            believed=model.believe(model.data.X_pending, model.data.S_pending),
+            tried=tried,
+            pending=pending,
+            taken=data.taken(at),
+            terms=terms(history, data, model, edge, engine, at, left),
+            told=len(data.Y),
+            left=left,
+            memory=memory,
+            leaders=leaders(model, at),
+            rng=rng,
+        )
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several objectives, and a front is sought."""
+        return len(self.model.data.outcome.parts) > 1
+
+    def next(self, greedy: bool) -> tuple[Tensor, str | None]:
+        """The next point (d,), and what an operator should know of it."""
+        situation = self.situation()
+        criterion = self.criterion(situation, greedy)
+        found = maximise(criterion, self.space, self.leaders, self.taken, self.rng, self.pool)
+        if isinstance(situation.believed, AveragedBelief):
+            x = situation.believed.most_telling(found.x)
+            return x, AGAIN if bool(same(x[None], self.taken)) else None
+        row = None if greedy or self.several else worth_repeating(situation, found.x)
+        if row is not None:
+            return self.tried[row], "Run again on purpose: under this noise a repeat tells more than a new one."
+        return found.x, None if found.new else AGAIN
+
+    def situation(self) -> Situation:
+        return Situation(
+            space=self.space,
+            belief=self.engine.belief(self.model, self.at),
+            believed=self.engine.belief(self.believed, self.at),
+            tried=self.tried,
+            pending=self.pending,
+            told=self.told,
+            left=self.left,
+            rng=self.rng,
+        )
+
+    def criterion(self, situation: Situation, greedy: bool) -> Acquisition:
+        """What to maximise: the posterior mean where nothing was run, what keeps the limits where nothing does yet."""
+        outcome = self.model.data.outcome
+        if outcome.limits and not len(self.tried):
+            return weighed(constrained.log_feasible(self.believed, self.at), True, self.terms, situation)
+        if greedy or not len(self.tried) + len(self.pending):
+            return weighed(posterior_mean(situation.believed), False, self.terms, situation)
+        if self.several:
+            return weighed(volume(situation, self.believed, self.at), True, self.terms, situation)
+        return weighed(*self.engine.utility(situation), self.terms, situation)
+
+    def waiting_for(self, x: Tensor) -> Search:
+        """With a run at x (d,) under way."""
+        believed = self.believed.believe(x[None], self.model.data.place(self.at)[None])
+        kept = x[None]
+        if self.model.data.outcome.limits:
+            kept = kept[constrained.likely_feasible(self.model, self.at, kept)]
+        taken, pending = torch.cat([self.taken, x[None]]), torch.cat([self.pending, kept])
+        pool = draw_pool(self.space, self.leaders, self.rng) if self.pool is None else self.pool
+        return replace(self, believed=believed, taken=taken, pending=pending, pool=pool)
 
 
-def best_allowed(history: History, scale: Scale) -> dict[str, Any]:
-    """The best configuration told, as it is allowed at a scale; the middle of the space where none of them is."""
-    space = history.space.at(scale)
-    finished = [trial for trial in history.trials if trial.status == "finished"]
-    for trial in sorted(finished, key=lambda trial: history.objective.value(trial.metrics or {})):
-        for config in (trial.config, space.decode(history.space.encode(trial.config))):
-            if space.allows(config):  # one that was allowed where it ran need not be here
-                return dict(config)
-    return middle(space)
+def find_edge(data: Dataset, start: Mapping[str, Any] | None = None) -> Divergence | None:
+    """Where runs diverge, as far as some have; `start` is an earlier one's `memory`."""
+    features = Features(data.space)
+    return divergence.fit(features, features(data.X, data.S, data.cell), data.diverged, start)
 
 
-def fit(data: Dataset, at: Scale, start: Any = None) -> tuple[Composite, dict[str, Any]]:
+def terms(
+    history: History,
+    data: Dataset,
+    model: Composite,
+    edge: Divergence | None,
+    engine: Engine,
+    at: Scale,
+    left: float,
+) -> tuple[Term, ...]:
+    """The logarithms that weigh every utility, beside it."""
+    found: list[Term] = []
+    if data.outcome.limits:
+        found.append(constrained.log_feasible(model, at))
+    if edge is not None:
+        found.append(log_ok(edge, model.at(at), int(data.diverged.sum())))
+    if engine.prior is not None:
+        prior = prior_guided.parse(data.space, engine.prior)
+        weight = engine.beta / max(len(data.Y), 1)
+        found.append(lambda X: weight * prior.log_density(X))
+    if engine.cost != "ignored":
+        power = 1.0 if engine.cost == "seconds" else left
+        took = seconds(history, data, at)
+        found.append(lambda X: -power * took(X))
+    return tuple(found)
+
+
+def log_ok(edge: Divergence, belief: Belief, diverged: int) -> Term:
+    """log P(a run does not diverge), with the caution that so many diverged runs call for."""
+    power = caution(diverged)
+    return lambda X: power * edge.log_ok(belief.inputs(X))
+
+
+def seconds(history: History, data: Dataset, at: Scale) -> Term:
+    """log seconds of a run at a scale, as those of known time have taken."""
+    told = [trial for trial in history.trials if trial.told]
+    timed = torch.tensor([bool(trial.seconds) and trial.attempt == 1 for trial in told], dtype=torch.bool)
+    took = torch.tensor([trial.seconds or 0.0 for trial in told], dtype=torch.float64)
+    place = data.place(at)
+    here = data.scales.index(at) if at in data.scales else len(data.scales)
+    return cost.log_cost(data.space, data.X[timed], data.S[timed], data.cell[timed], took[timed], place, here)
+
+
+def remaining(history: History) -> float:
+    """Share of the study's limits that is still to be spent, by the one that ends first; 1 where there are none."""
+    limits, shares = history.limits, [1.0]
+    if limits.n_trials is not None:
+        shares.append(1 - history.proposed / limits.n_trials)
+    if limits.budget is not None:
+        shares.append(1 - history.spent / limits.budget)
+    return max(0.0, min(shares))
+
+
+def fit(data: Dataset, at: Scale, start: Any = None, surrogate: str = "gp") -> tuple[Composite, dict[str, Any]]:
     """The model to decide by at a scale, and what the next fit starts from.
 
     It is the model of all scales, unless a model of this scale alone foretells the runs here better, each from the
     others: small runs sometimes mislead.
     """
-    model = composite.fit(data, start)
+    data = data.measured()
+    model = composite.fit(data, start, surrogate)
     memory = model.gp.memory()
     here = data.at(at)
     if len(data.scales) > 1 and int((here & ~data.diverged).sum()) >= ENOUGH_ALONE:
-        alone = composite.fit(data.rows(here))
+        alone = composite.fit(data.rows(here), surrogate=surrogate)
         if float(log_density(alone).sum()) > float(log_density(model)[here].sum()):
             model = alone
     return model, memory
@@ -115,34 +260,17 @@ def log_density(model: Composite) -> Tensor:
     return (-0.5 * ((model.data.Y - mean).square() / variance + (2 * math.pi * variance).log())).sum(-1)
 
 
-def criterion(model: Composite, at: Scale, running: Tensor) -> Acquisition:
-    """Log-EI over the best posterior mean among `running` (k x d); the posterior mean itself while there are none."""
-    if not len(running):
-        return posterior_mean(model, at)
-    belief = model.at(at)
-    best = belief.value(running)[0].max()
+def leaders(model: Composite, at: Scale) -> Tensor:
+    """The told configurations, of every scale, that the posterior mean at this scale likes best: up to k x d.
 
-    def acquisition(X: Tensor) -> Tensor:
-        return log_ei(*belief.value(X), best)
-
-    return acquisition
-
-
-def posterior_mean(model: Composite, at: Scale) -> Acquisition:
-    belief = model.at(at)
-
-    def acquisition(X: Tensor) -> Tensor:
-        return belief.value(X)[0]
-
-    return acquisition
-
-
-def leaders(model: Composite, at: Scale, k: int = 10) -> Tensor:
-    """The told configurations, of every scale, that the posterior mean at this scale likes best: up to k x d."""
+    Of several objectives, those likeliest to be on the front.
+    """
     X = model.data.X
+    if len(model.data.outcome.parts) > 1:
+        return hypervolume.leaders(hypervolume.objectives(model, at), X, LEADERS)
     with torch.no_grad():
         order = torch.argsort(model.at(at).value(X)[0], descending=True, stable=True)
-    return X[order[:k]]
+    return X[order[:LEADERS]]
 
 
 def predicted(model: Composite, x: Tensor, at: Scale) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bo.policies import posterior
+from bo.policies import recommendation
 from bo.policies.design import count, reproducible, sequence_seed, sobol
 from bo.ports import History, Proposal, Recommendation
 from search_spaces import Scale
@@ -33,9 +33,11 @@ class Sobol:
             configs = sobol(history.space.at(at), seed, count(history, "sobol"), history.affordable([at] * n))
         return tuple(Proposal(config, at, "sobol", memory={"sequence": seed}) for config in configs)
 
-    def recommend(self, history: History, scale: Scale, rng: np.random.Generator) -> Recommendation:
+    def recommend(
+        self, history: History, scale: Scale, rng: np.random.Generator, tried: bool = False
+    ) -> Recommendation:
         with reproducible(rng):
-            return posterior.recommend(history, scale, rng)
+            return recommendation.recommend(history, scale, rng, tried)
 
     def _at(self, history: History) -> Scale:
         if isinstance(self.scale, str):

@@ -83,7 +83,7 @@ class Kernel:
     def diagonal(self, A: Array) -> Array:
         """Prior variances at bent features: n."""
         constant = self.amplitude + MEAN_VARIANCE
-        return constant + self.linear * np.square(A[:, self.first :]).sum(1)
+        return np.asarray(constant + self.linear * np.square(A[:, self.first :]).sum(1))
 
     def gradient(self, A: Array, B: Array, slope: Array, G: Array) -> Array:
         """What a gradient G (n x k) of the covariance is for the bent features A: n x D."""
@@ -143,7 +143,7 @@ class Factor:
     def inverse(self) -> Array:
         """Of L L': n x n."""
         lower, _ = lapack.dpotri(self.L, lower=1)
-        return np.tril(lower) + np.tril(lower, -1).T
+        return np.asarray(np.tril(lower) + np.tril(lower, -1).T)
 
     @property
     def log_root_determinant(self) -> float:
@@ -224,9 +224,7 @@ class GaussianProcess:
             cross, slope = kernel.between(A, self.bent[i])
             half = factor.half(cross.T)
             mean[i] = cross @ self.alpha[i]
-            variance[i] = np.maximum(
-                kernel.diagonal(A) - np.einsum("nb,nb->b", half, half), 1e-10 * kernel.amplitude
-            )
+            variance[i] = np.maximum(kernel.diagonal(A) - np.einsum("nb,nb->b", half, half), 1e-10 * kernel.amplitude)
             parts.append((A, slope, half))
         return torch.from_numpy(mean), torch.from_numpy(variance), parts
 
@@ -336,9 +334,10 @@ def kernels(layout: Layout, theta: Tensor) -> tuple[Kernel, ...]:
 def fit(
     features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] | None = None, iterations: int = 60
 ) -> GaussianProcess:
-    """Maximum a posteriori hyperparameters of p processes, by L-BFGS-B from the better of `start` and the prior's centre.
+    """Maximum a posteriori hyperparameters of p processes, by L-BFGS-B.
 
-    Where there are many runs, and hardly more than `start` was fitted to, its hyperparameters are taken as they are.
+    It begins at the better of `start` and the prior's centre. Where there are many runs, and hardly more than `start`
+    was fitted to, its hyperparameters are taken as they are.
     """
     n, p = Y.shape
     layout = Layout.of(features, inputs, across=False)
@@ -376,8 +375,8 @@ class LogPosterior:
     @cached_property
     def _blocks(self) -> dict[str, slice]:
         """Where the hyperparameters of each kind lie in a vector of H."""
-        stops = np.cumsum([0, *(block.size for block in self.layout.blocks)]).tolist()
-        return {block.name: slice(*ends) for block, ends in zip(self.layout.blocks, zip(stops, stops[1:]), strict=True)}
+        stops = np.cumsum([block.size for block in self.layout.blocks]).tolist()
+        return {b.name: slice(stop - b.size, stop) for b, stop in zip(self.layout.blocks, stops, strict=True)}
 
     @cached_property
     def _groups(self) -> Array:

@@ -1,4 +1,4 @@
-"""Hyperparameters of the Gaussian processes: which there are for a space, their priors, and how they lie in a vector."""
+"""Hyperparameters of the Gaussian processes: which a space has, their priors, and how they lie in a vector."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from torch import Tensor
 
 from bo.surrogates.features import Features, Inputs
 
+#: How much smoother than in numbers losses are in shares, whose features lie close together.
+SMOOTH = 3.0
+#: Runs up to which the exact process is the better choice.
+EXACT = 2500
 #: Prior variance of the constant mean, integrated out; outcomes are standardised.
 MEAN_VARIANCE = 1.0
 #: Added to the diagonal of every covariance, relative to the amplitude.
@@ -36,7 +40,7 @@ class Block:
 
     name: str
     shape: tuple[int, ...]
-    mean: float
+    mean: float | np.ndarray
     sd: float
     low: float
     high: float
@@ -99,7 +103,7 @@ class Layout:
         """Everything positive is fitted by its logarithm. Lengthscales are Gamma(3, 6) times `stretch`: see there."""
         ln, stretch = math.log, self.stretch
         table = [
-            Block("lengthscale", (self.G,), ln(0.5 * stretch), math.inf, ln(0.03), ln(30.0)),
+            Block("lengthscale", (self.G,), np.log(0.5 * stretch), math.inf, ln(0.03), ln(30.0)),
             Block("amplitude", (), ln(2.0), 1.0, ln(0.02), ln(200.0)),
             Block("noise", (), ln(4e-3), 1.0, ln(1e-6), ln(1.0)),
         ]
@@ -121,13 +125,16 @@ class Layout:
         """Number of features that are shares; they come last."""
         return len(self.centres)
 
-    @property
-    def stretch(self) -> float:
-        """Two coordinates are the case the prior was chosen for; distances grow with the root of the dimension.
+    @cached_property
+    def stretch(self) -> np.ndarray:
+        """What the lengthscale of each group (G) is expected to be, next to that of one of two numbers.
 
-        Hvarfner et al., "Vanilla Bayesian Optimization Performs Great in High Dimensions", arXiv 2402.02229, section 4.
+        Two coordinates are the case the prior was chosen for; distances grow with the root of the dimension, Hvarfner
+        et al., "Vanilla Bayesian Optimization Performs Great in High Dimensions", arXiv 2402.02229, section 4.
         """
-        return math.sqrt(max(1.0, self.G / 2))
+        stretch = np.full(self.G, math.sqrt(max(1.0, self.G / 2)))
+        stretch[self.G - self.shares :] *= SMOOTH
+        return stretch
 
     def vector(self, values: Mapping[str, Any] | None = None) -> np.ndarray:
         """H raw numbers: of each block what `values` holds, where it fits, and the centre of its prior elsewhere."""
@@ -197,11 +204,11 @@ class Layout:
         sizes = [block.size for block in self.blocks]
         total = torch.zeros(len(theta), dtype=torch.float64)
         for block, part in zip(self.blocks, torch.split(theta, sizes, dim=-1), strict=True):
-            if block.name == "lengthscale":
-                total = total + (2 * part - 6 * part.exp() / self.stretch).sum(-1)  # Gamma(3, 6), of the lengthscale
+            if block.name == "lengthscale":  # Gamma(3, 6), of the lengthscale
+                total = total + (2 * part - 6 * part.exp() / torch.from_numpy(self.stretch)).sum(-1)
             else:
                 weight = 1 / len(theta) if block.shared else 1.0
-                total = total - 0.5 * weight * ((part - block.mean) / block.sd).square().sum(-1)
+                total = total - 0.5 * weight * ((part - float(block.mean)) / block.sd).square().sum(-1)
         return total
 
 

@@ -174,12 +174,13 @@ class ScaleShiftGP:
         return {"metrics": [self.layout.names(row) for row in self.theta.numpy()]}
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every run's metrics given the others, noise included: n x p each.
+        """Mean and variance of every measured run's metrics given the others, noise included: n x p each.
 
         Rasmussen & Williams 2006, eq. 5.12.
         """
         precision = torch.cholesky_inverse(self.chol).diagonal(dim1=-2, dim2=-1).T  # n x p
-        return self.Y - self.alpha.squeeze(-1).T / precision, 1 / precision
+        measured = len(self.Y) - self.believed
+        return (self.Y - self.alpha.squeeze(-1).T / precision)[:measured], 1 / precision[:measured]
 
 
 def fit(

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from bo import ports
-
 from bo.surrogates.features import Features, Inputs
+from bo.surrogates.hyperparameters import EXACT
 
 
 class Surrogate(Protocol):
@@ -61,17 +61,26 @@ class Fit(Protocol):
         """
 
 
-#: Every model of the metrics that a study can name. "gp" is the usual one; over several scales it is "scale_shift".
+#: Every model of the metrics that a study can name. "gp" is the usual one; over several scales it is "scale_shift", for
+#: very many runs "inducing".
 SURROGATES: dict[str, str] = {
     "gp": "bo.surrogates.gp:fit",
     "scale_shift": "bo.surrogates.scale_shift:fit",
+    "saas": "bo.surrogates.sparse_axes:fit",
+    "inducing": "bo.surrogates.inducing:fit",
+    "deep_kernel": "bo.surrogates.deep_kernel:fit",
+    "infinite_network": "bo.surrogates.infinite_network:fit",
+    "deep_ensemble": "bo.surrogates.deep_ensemble:fit",
+    "hamiltonian_network": "bo.surrogates.hamiltonian_network:fit",
+    "random_forest": "bo.surrogates.random_forest:fit",
 }
 
 
-def fit(
-    name: str, features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] | None = None
-) -> Surrogate:
-    """The surrogate of that name, which is one of SURROGATES."""
-    across = bool((inputs.cell != inputs.cell[0]).any())
-    make: Fit = ports.load(SURROGATES, "scale_shift" if across and name == "gp" else name, "surrogate")
+def fit(name: str, features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] | None = None) -> Surrogate:
+    """The surrogate of that name, which is one of SURROGATES; the usual one by the form that the data ask for."""
+    if name == "gp" and len(Y) > EXACT:
+        name = "inducing"
+    elif name == "gp" and (inputs.cell != inputs.cell[0]).any():
+        name = "scale_shift"
+    make: Fit = ports.load(SURROGATES, name, "surrogate")
     return make(features, inputs, Y, start)

@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from bo import Maximize, Minimize, WeightedSum
 from bo.objective import Objective
-from bo.optimize import Acquisition
 from bo.policies import ladder, posterior
 from bo.policies.bayes import Bayes
+from bo.policies.engine import Engine
 from bo.policies.ladder import Ladder
 from bo.policies.sobol import Sobol
 from bo.ports import POLICIES, History, Limits, Policy, Proposal, load
-from bo.surrogates.composite import Composite
 from bo.surrogates.hyperparameters import NumericalError
 from bo.trial import Trial
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Scale, Schedule, Space
@@ -480,25 +478,16 @@ def test_without_a_model_the_best_run_is_recommended_as_it_is_allowed_at_the_sca
         assert_allowed(SCARCE, found.config, scale)
 
 
-def test_a_run_made_elsewhere_that_is_not_allowed_here_is_not_what_is_to_be_improved_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run_made_elsewhere_that_is_not_allowed_here_is_not_what_is_to_be_improved_on() -> None:
     space = Space(data=Mixture("code", "web", supply={"code": 2e6}, max_epochs=4), fidelity=SCALES)
     trials = tuple(
         Trial(i, {"data": {"code": share, "web": 1 - share}}, SCALES.target, 0, "added", 0.0, "finished")
         for i, share in enumerate((0.9, 0.4, 0.2))
     )
     trials = tuple(replace(trial, metrics={"loss": 2 - trial.config["data"]["code"]}) for trial in trials)
-    improved_on: list[Any] = []
-    criterion = posterior.criterion
-
-    def spy(model: Composite, at: Scale, running: Tensor) -> Acquisition:
-        improved_on.append(running)
-        return criterion(model, at, running)
-
-    monkeypatch.setattr(posterior, "criterion", spy)
-    posterior.propose(History(space, Minimize("loss"), trials), 1, np.random.default_rng(0), "bayes")
-    shares = [config["data"]["code"] for config in space.decode_all(improved_on[0].numpy())]
+    history = History(space, Minimize("loss"), trials)
+    search = posterior.Search.of(history, SCALES.target, Engine(), np.random.default_rng(0))
+    shares = [config["data"]["code"] for config in space.decode_all(search.tried.numpy())]
     assert shares == pytest.approx([0.5, 0.4, 0.2])  # half is what the supply allows
 
 

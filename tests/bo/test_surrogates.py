@@ -15,7 +15,7 @@ from bo.ports import History
 from bo.surrogates import composite, scale_shift
 from bo.surrogates.differences import differentiable
 from bo.surrogates.features import Features, Inputs, cube_roots
-from bo.surrogates.gp import GaussianProcess, matern
+from bo.surrogates.gp import matern
 from bo.surrogates.hyperparameters import ENOUGH_MIXTURES, JITTER, MEAN_VARIANCE, POWER, Layout, NumericalError
 from bo.surrogates.scale_shift import ScaleShiftGP, kernel, shares
 from bo.trial import Trial
@@ -469,7 +469,7 @@ def test_a_memory_of_another_shape_is_used_where_it_fits() -> None:
     vector = shape.vector({"noise": [-3.0], "lengthscale": [1.0], "drift": [float("nan")] * 4})
     names = shape.names(vector)
     assert names["noise"] == [-3.0]
-    assert names["lengthscale"] == [round(float(np.log(0.5 * shape.stretch)), 6)] * shape.G
+    assert names["lengthscale"] == np.log(0.5 * shape.stretch).round(6).tolist()
 
 
 def test_a_covariance_that_cannot_be_factorised_is_an_error_with_a_reason() -> None:

@@ -1,0 +1,261 @@
+"""A Gaussian process that believes few coordinates matter: sparse axis-aligned subspaces (SAAS), by an ensemble.
+
+Eriksson & Jankowiak 2021, "High-Dimensional Bayesian Optimization with Sparse Axis-Aligned Subspaces", section 4: the
+inverse squared lengthscales are half-Cauchy about zero with a scale tau that all share, and tau is half-Cauchy itself.
+So all coordinates but a few are of no account unless the runs say otherwise. In place of a Markov chain there is one
+maximum a posteriori fit for each of some values of tau, weighted by how well it explains the runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from bo.surrogates import scale_shift
+from bo.surrogates.features import Features, Inputs
+from bo.surrogates.gp import GROWN, GaussianProcess, LogPosterior
+from bo.surrogates.hyperparameters import BELIEVED_NOISE, Block, Layout, NumericalError
+from bo.surrogates.scale_shift import ScaleShiftGP, cholesky
+from search_spaces.parameter import Array
+
+#: What the inverse squared lengthscale of a coordinate is about, one member of the ensemble for each: with the largest
+#: all coordinates count, with the least hardly one that the runs do not speak for.
+TAUS = (1.0, 0.1, 0.01, 0.001)
+#: The scale of the half-Cauchy prior of tau, as in the paper.
+SCALE = 0.1
+#: The shortest lengthscale, in ranges. With few coordinates to choose from, one whose values happen to tell good runs
+#: from bad would be given all the credit, at a lengthscale as short as is allowed.
+SHORTEST = 0.2
+#: From so many runs on, hyperparameters are fitted again only when there are GROWN times more of them: several fits
+#: from two starts each take longer than one.
+SETTLED = 30
+#: Variances below this share of the amplitude are rounding.
+LEAST = 1e-10
+
+
+@dataclass(frozen=True)
+class SparseLayout(Layout):
+    """The usual hyperparameters, with the sparse prior of lengthscales l: l^-2 is half-Cauchy with scale tau."""
+
+    tau: float = SCALE
+
+    @classmethod
+    def sparse(cls, layout: Layout, tau: float) -> SparseLayout:
+        return cls(**{field.name: getattr(layout, field.name) for field in fields(Layout)}, tau=tau)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        lengthscale, *others = super().blocks
+        return replace(lengthscale, low=math.log(SHORTEST)), *others
+
+    def log_prior(self, theta: Tensor) -> Tensor:
+        """Log density, up to a constant that is the same for every tau, of the p x H raw numbers: p."""
+        usual, t = super().log_prior(theta), self._excess(theta[:, : self.G])
+        part = theta[:, : self.G]
+        gamma = (2 * part - 6 * part.exp() / torch.from_numpy(self.stretch)).sum(-1)
+        density: Tensor = usual - gamma + (t - torch.nn.functional.softplus(2 * t)).sum(-1)
+        return density
+
+    def log_prior_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        raw = torch.tensor(theta, requires_grad=True)
+        total = self.log_prior(raw).sum()
+        (gradient,) = torch.autograd.grad(total, raw)
+        return total.item(), gradient.numpy()
+
+    def _excess(self, log_lengthscale: Tensor) -> Tensor:
+        """log(l^-2 / tau): its density is that of a half-Cauchy variable's logarithm, 2/pi / (e^t + e^-t)."""
+        return -2 * log_lengthscale - math.log(self.tau)
+
+    def centre(self) -> Array:
+        """H raw numbers: every lengthscale where its prior is highest, the rest at the centre of its own."""
+        found = self.vector()
+        found[: self.G] = np.clip(-0.5 * math.log(self.tau), self.bounds[0][0], self.bounds[0][1])
+        return found
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The mixture of K posteriors of p metrics, by its mean and covariance. weight: p x K, each row sums to one.
+
+    believed: r points, with the Cholesky factors p x r x r of their posterior covariance, or none. runs: number of runs
+    that the hyperparameters were fitted to.
+    """
+
+    members: tuple[GaussianProcess | ScaleShiftGP, ...]
+    weight: Tensor
+    runs: int
+    believed: tuple[Inputs, Tensor] | None = None
+
+    @property
+    def features(self) -> Features:
+        """What makes its inputs of encoded points."""
+        return self.members[0].features
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Variance of a run about the metric it measures, shape (p,)."""
+        return (self.weight * torch.stack([member.noise for member in self.members], dim=-1)).sum(-1)
+
+    @cached_property
+    def lengthscale(self) -> Tensor:
+        """What the squared distance along each group of features counts with, as a lengthscale: p x G."""
+        inverse = torch.stack([member.hyper.lengthscale.pow(-2) for member in self.members], dim=-1)
+        return (self.weight[:, None] * inverse).sum(-1).rsqrt()
+
+    def posterior(self, at: Inputs) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the noise-free metrics at b points: p x b each."""
+        each = [member.posterior(at) for member in self.members]
+        mean, variance = (torch.stack(found) for found in zip(*each, strict=True))  # K x p x b
+        weight = self.weight.T[..., None]
+        centre = (weight * mean).sum(0)
+        spread = (weight * (variance + (mean - centre).square())).sum(0)
+        if self.believed is not None:
+            spread = spread - self._known(at).square().sum(-2)
+        return centre, spread.clamp_min(LEAST)
+
+    def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
+        """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each, all of one scale."""
+        each = [member.joint(at, q) for member in self.members]
+        mean, covariance = (torch.stack(found) for found in zip(*each, strict=True))
+        weight = self.weight.T[..., None, None]
+        centre = (weight * mean).sum(0)
+        away = mean - centre
+        spread = (weight[..., None] * (covariance + away[..., :, None] * away[..., None, :])).sum(0)
+        if self.believed is not None:
+            half = self._known(at)
+            half = half.reshape(*half.shape[:2], -1, q).transpose(1, 2)  # p x b x r x q
+            spread = spread - half.mT @ half
+        return centre, spread
+
+    def covariance(self, at: Inputs, other: Inputs) -> Tensor:
+        """Posterior covariance between b and k points: p x b x k."""
+        found = self._covariance(at, other)
+        return found if self.believed is None else found - self._known(at).mT @ self._known(other)
+
+    def _covariance(self, at: Inputs, other: Inputs) -> Tensor:
+        """`covariance` without what is believed."""
+        weight = self.weight.T[..., None]
+        covariance = torch.stack([member.covariance(at, other) for member in self.members])  # K x p x b x k
+        away = []
+        for points in (at, other):
+            mean = torch.stack([member.posterior(points)[0] for member in self.members])
+            away.append(mean - (weight * mean).sum(0))
+        found: Tensor = (weight[..., None] * (covariance + away[0][..., :, None] * away[1][..., None, :])).sum(0)
+        return found
+
+    def _known(self, at: Inputs) -> Tensor:
+        """What believed points explain of the covariance of b points, as half' half: p x r x b."""
+        assert self.believed is not None
+        points, chol = self.believed
+        half: Tensor = torch.linalg.solve_triangular(chol, self._covariance(points, at), upper=False)
+        return half
+
+    def believe(self, at: Inputs) -> Ensemble:
+        """Conditioned on its own posterior mean at r points: there the variance shrinks, no mean changes.
+
+        It is the mixture's covariance that is conditioned: members that stay apart would leave it uncertain there.
+        """
+        with torch.no_grad():
+            points = at if self.believed is None else self.believed[0].join(at)
+            open = self._covariance(points, points)
+            noise = (BELIEVED_NOISE * self.noise)[:, None, None] * torch.eye(len(points), dtype=torch.float64)
+            chol = cholesky(open + noise, open.diagonal(dim1=-2, dim2=-1).mean(-1))
+        return replace(self, believed=(points, chol))
+
+    def leave_one_out(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every run's metrics given the others, noise included: n x p each.
+
+        Each member's are exact; the weights are those of all runs.
+        """
+        each = [member.leave_one_out() for member in self.members]
+        mean, variance = (torch.stack(found) for found in zip(*each, strict=True))  # K x n x p
+        weight = self.weight.T[:, None]
+        centre = (weight * mean).sum(0)
+        return centre, (weight * (variance + (mean - centre).square())).sum(0)
+
+    def memory(self) -> dict[str, Any]:
+        """The fitted hyperparameters of each member as JSON, for the next fit to start from."""
+        return {"members": [member.memory()["metrics"] for member in self.members], "runs": self.runs}
+
+
+def fit(
+    features: Features,
+    inputs: Inputs,
+    Y: Tensor,
+    start: Mapping[str, Any] | None = None,
+    taus: Sequence[float] = TAUS,
+    iterations: int = 60,
+) -> Ensemble:
+    """One fit for each of the falling `taus`, from the fit before it and from where the prior is highest.
+
+    Where there are many runs, and hardly more than `start` was fitted to, its hyperparameters are taken as they are;
+    otherwise it counts for nothing, since a fit that let go of a coordinate would hardly take it up again.
+    ValueError for a tau that is not above zero; NumericalError when nothing could be fitted.
+    """
+    if not taus or not all(tau > 0 for tau in taus):
+        raise ValueError(f"The ensemble needs a tau above 0 for each of its members, got {tuple(taus)!r}.")
+    n, p = Y.shape
+    across = bool((inputs.cell != inputs.cell[0]).any())
+    usual = Layout.of(features, inputs, across)
+    known = (start or {}).get("members", ())
+    known = known if len(known) == len(taus) and all(len(metrics) == p for metrics in known) else ()
+    runs = int((start or {}).get("runs", 0)) if known else 0
+    settled = SETTLED <= runs <= n < GROWN * runs
+    members: list[GaussianProcess | ScaleShiftGP] = []
+    heights = []
+    raw = np.tile(usual.vector(), p)
+    for k, tau in enumerate(taus):
+        layout = SparseLayout.sparse(usual, tau)
+        if settled:
+            raw = np.concatenate([layout.vector(values) for values in known[k]])
+        else:
+            # From few coordinates alone the way to those that matter is flat; from the last fit it is only to let go.
+            loss = objective(layout, inputs, Y)
+            ends = [climbed(loss, begin, layout, p, iterations) for begin in (raw, np.tile(layout.centre(), p))]
+            raw = min(ends, key=lambda end: loss(end)[0])
+        theta = torch.from_numpy(raw.reshape(p, -1).copy())
+        heights.append(
+            torch.tensor([-objective(layout, inputs, Y[:, [i]])(row.numpy())[0] for i, row in enumerate(theta)])
+        )
+        if across:
+            members.append(ScaleShiftGP.given(features, layout, theta, inputs, Y))
+        else:
+            members.append(GaussianProcess.given(features, layout, theta, inputs.F.detach().numpy(), Y, n))
+    ratio = torch.tensor(taus, dtype=torch.float64) / SCALE
+    height = torch.stack(heights, dim=-1) + (ratio / (1 + ratio.square())).log()
+    if not torch.isfinite(height).any(-1).all():
+        raise NumericalError("No fit of the hyperparameters has a finite density.")
+    return Ensemble(
+        tuple(members), height.nan_to_num(-math.inf, -math.inf, -math.inf).softmax(-1), runs if settled else n
+    )
+
+
+def objective(layout: SparseLayout, inputs: Inputs, Y: Tensor) -> Callable[[Array], tuple[float, Array]]:
+    """Minus the log posterior of p H raw hyperparameters, with its gradient."""
+    if not layout.across:
+        return LogPosterior(layout, inputs.F.detach().numpy(), Y.numpy()).loss
+
+    def loss(raw: Array) -> tuple[float, Array]:
+        theta = torch.tensor(raw.reshape(Y.shape[-1], -1), requires_grad=True)
+        value = -scale_shift.log_posterior(theta, inputs, Y, layout).sum()
+        (gradient,) = torch.autograd.grad(value, theta)
+        return value.item(), gradient.numpy().reshape(-1)
+
+    return loss
+
+
+def climbed(
+    loss: Callable[[Array], tuple[float, Array]], start: Array, layout: Layout, p: int, iterations: int
+) -> Array:
+    """Where L-BFGS-B ends; the start itself where that is not finite."""
+    options = {"maxiter": iterations, "ftol": 1e-7}
+    found: Array = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=layout.bounds * p, options=options).x
+    return found if np.isfinite(found).all() else start
