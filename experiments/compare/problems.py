@@ -266,14 +266,14 @@ def mixing(seed: int, sources: int = 6, domains: int = 5) -> Instance:
 TABLES: list[Path] = []
 """The folder with blackbox.py and the tables, where one was given."""
 
-STEP_LAW = (
-    "steplaw-dense-214M",
-    "steplaw-dense-268M",
-    "steplaw-dense-429M",
-    "steplaw-dense-1073M",
-    "steplaw-moe-1in89",
-    "steplaw-moe-1in8",
-    "steplaw-moe-3in8",
+Target: TypeAlias = tuple[str, int]
+"""A table and the number of one of its scales, the cheapest first."""
+
+STEP_LAW: tuple[Target, ...] = (
+    *(("steplaw-dense-214M", scale) for scale in range(4)),
+    *(("steplaw-dense-429M", scale) for scale in range(3)),
+    ("steplaw-dense-1073M", 0),
+    *(("steplaw-moe-1in89", scale) for scale in range(4)),
 )
 
 
@@ -297,19 +297,20 @@ def table(name: str) -> Any:
     return blackbox(TABLES[0]).get(name)
 
 
-def disguised(seed: int, *names: str) -> Instance:
-    """The target scale of a table, disguised; the seed picks one of several. Regret is in percent of the least loss."""
+def disguised(seed: int, *targets: Target) -> Instance:
+    """One scale of a table, disguised; the seed picks one of several. Regret is in percent of the least loss."""
     module = blackbox(TABLES[0])
-    inner = table(names[seed % len(names)])
+    name, scale = targets[seed % len(targets)]
+    inner = table(name)
     box = module.disguise(inner, f"compare {seed}")
-    least = inner.optimum()[1]
+    least = inner.optimum(scale)[1]
     axes = tuple(_axis(parameter) for parameter in box.params)
 
     def opened(config: Config) -> Config:
         return {k: np.array(list(v.values())) if isinstance(v, Mapping) else v for k, v in config.items()}
 
     def loss(config: Config) -> float:
-        return float(box.evaluate(opened(config)))
+        return float(box.evaluate(opened(config), scale))
 
     def regret(config: Config) -> float:
         return 100 * ((loss(config) - box.b) / box.a / least - 1)
@@ -415,9 +416,9 @@ def _listed() -> Iterator[Problem]:
     yield Problem("simplex-6", 40, 8, mixing)
     yield Problem("levy-20", 100, 20, lambda seed: turned("levy", Published(levy, (1.0,) * 20, (20.0,) * 20), seed))
     yield Problem("hartmann-6-in-60", 100, 20, lambda seed: turned("hartmann", HARTMANN, seed, among=60))
-    yield Problem("step-law", 20, 3, lambda seed: disguised(seed, *STEP_LAW), tables=True)
-    yield Problem("red-pajama", 40, 8, lambda seed: disguised(seed, "mixlaw-redpajama"), tables=True)
-    yield Problem("schedule", 40, 6, lambda seed: disguised(seed, "schedule-24k"), tables=True)
+    yield Problem("step-law", 20, 3, lambda seed: disguised(seed, *STEP_LAW), version=2, tables=True)
+    yield Problem("red-pajama", 40, 8, lambda seed: disguised(seed, ("mixlaw-redpajama", 3)), tables=True)
+    yield Problem("schedule", 40, 6, lambda seed: disguised(seed, ("schedule-24k", 1)), tables=True)
     yield Problem("digits", 40, 8, training, seconds=0.15)
 
 
