@@ -1,7 +1,7 @@
 """How to search: the study, its objective, and the loop that runs it. Importing this loads neither torch nor ray."""
 
 from bo.journal import JournalError, StudyInUse
-from bo.objective import AtLeast, AtMost, Maximize, Minimize, Objective, Pareto, WeightedSum
+from bo.objective import AtLeast, AtMost, Function, Largest, Maximize, Minimize, Objective, Pareto, WeightedSum
 from bo.ports import History, Limits, Proposal, Recommendation
 from bo.run import TrainingBroken, run
 from bo.study import Prior, Study
@@ -12,8 +12,10 @@ __all__ = [
     "AtLeast",
     "AtMost",
     "Diverged",
+    "Function",
     "History",
     "JournalError",
+    "Largest",
     "Limits",
     "Maximize",
     "Minimize",

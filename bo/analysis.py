@@ -17,6 +17,7 @@ from bo.objective import Pareto
 from bo.optimize import sobol_points
 from bo.policies import posterior
 from bo.policies.design import reproducible
+from bo.policies.engine import Engine
 from bo.ports import History
 from bo.surrogates.composite import Belief, Composite, combined
 from bo.surrogates.features import Features
@@ -156,10 +157,11 @@ def diagnose(history: History, scale: Scale | None, rng: np.random.Generator, su
         raise ValueError(f"Diagnostics need at least 2 runs with finite results, there are {data.finite}; run some.")
     with reproducible(rng):
         try:
-            model, _ = posterior.fit(data, at, history.memory.get("model"), surrogate)
-            ids = np.array([trial.id for trial in history.trials if trial.told])
+            model, _ = posterior.fit(data, at, history.memory.get("model"), Engine(surrogate))
+            finite = ~data.diverged
+            ids = np.array([trial.id for trial in history.trials if trial.told])[finite.numpy()]
             if len(model.data.X) < len(ids):  # a model of this scale alone
-                ids = ids[data.at(at).numpy()]
+                ids = ids[data.at(at)[finite].numpy()]
             left_out, coverage = foretold(model, ids.tolist(), history.objective.shown(1.0))
             belief = model.at(at)
             columns = dataset.Columns.of(history.objective)
@@ -181,13 +183,13 @@ def foretold(model: Composite, ids: Sequence[int], sign: float) -> tuple[tuple[L
     data, outcome = model.data, model.data.outcome
     mean, variance = model.gp.leave_one_out()  # n x p
     runs, scores = [], []
-    for i in torch.nonzero(~data.diverged)[:, 0].tolist():
+    for i in range(len(data.Y)):
         level = outcome.level(data.S[i])
         metrics, slope = outcome.backward(mean[i], level)
         sd = float(combined(outcome.weight * slope, variance[i][:, None], model.correlation)[0].sqrt())
         measured = float(outcome.weight @ outcome.backward(data.Y[i], level)[0])
         centre = float(outcome.weight @ metrics)
-        others = int((data.cell == data.cell[i]).sum() - data.diverged[data.cell == data.cell[i]].sum()) - 1
+        others = int((data.cell == data.cell[i]).sum()) - 1
         half = float(stdtrit(others + 2, 0.95)) * sd  # as in `Composite.predict`
         low, high = sorted((sign * (centre - half), sign * (centre + half)))
         runs.append(LeftOut(ids[i], sign * measured, sign * centre, low, high))

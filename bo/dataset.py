@@ -5,20 +5,21 @@ standardised, and comparable across scales: each cell (the runs of one scale) is
 serves all cells, and losses that explode are compressed. Where it matters, near the best, the map is affine, so that a
 weighted sum of per-metric Gaussian processes is itself Gaussian and log-EI on it is exact.
 
-Metrics with a limit are further columns, centred at the limit instead, and affine around it.
+Metrics with a limit are further columns, centred at the limit instead, and affine around it. Metrics of a user's
+function, which may be better either way, are centred at their median.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bo.objective import Limit, Objective, Pareto
+from bo.objective import Function, Largest, Limit, Objective, Pareto, Single
 from bo.ports import ELSEWHERE, History
 from bo.trial import Trial
 from search_spaces import Scale, Space
@@ -49,10 +50,15 @@ class Outcome:
     The last `limits` of the p columns are metrics with a limit. There u is what is beyond the limit, negative inside,
     best is 0 in every cell and size 1; the weight is 0, since limits are no part of what is minimised.
 
+    Metrics of a `Function`, of which nobody knows which way is better, lie about the median of their cell, which stands
+    in place of the best; u is the logarithm of those that are always positive.
+
     best: shape (c, p), NaN where a cell has no finite result. cap, mean, sd, weight: shape (p,). The weight is the
     magnitude in the minimised sum; with several objectives it is of their balanced sum, see `balanced`.
     places: shape (c, m), log2 of each cell's scale over the target's. parts: shape (k, p), the weights of u in each of
     k objectives. reference: shape (k,), what each minimised objective has to beat, None where no one says.
+    least: shape (c,), the objective's best value in each cell, NaN as in best. reach: shape (), up to which excess over
+    that, on the scale of the metrics' excesses, a run counts as good. columns: which column is which.
     """
 
     relative: bool
@@ -65,6 +71,9 @@ class Outcome:
     limits: int
     parts: Tensor
     reference: Tensor | None = None
+    least: Tensor | None = None
+    reach: Tensor | None = None
+    columns: Columns | None = None
 
     @property
     def threshold(self) -> Tensor:
@@ -124,18 +133,26 @@ class Outcome:
         return level.best + size * self.mean, size * self.sd
 
     def backward(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Oriented metrics (p) of a cell of that level at model units y (p), and their derivatives by -y."""
+        """Oriented metrics (..., p) of a cell of that level at model units y (..., p), and their derivatives by -y."""
         size = self.size(level.best)
         h = self.mean - self.sd * y
-        stretch = (h.abs() / self.cap - 1).clamp(0, 50).exp()  # inverts `compress`: 1 below the cap
-        excess = torch.where(h.abs() <= self.cap, h, h.sign() * self.cap * stretch)
-        return level.best + size * excess, size * self.sd * stretch
+        return level.best + size * expand(h, self.cap), size * self.sd * steepness(h, self.cap)
 
 
 def compress(excess: Tensor, cap: Tensor) -> Tensor:
     """Identity up to `cap` on either side of 0, logarithmic beyond; odd, increasing, continuously differentiable."""
     far = cap * (1 + torch.log(torch.maximum(excess.abs(), cap) / cap))
     return torch.where(excess.abs() <= cap, excess, excess.sign() * far)
+
+
+def expand(h: Tensor, cap: Tensor) -> Tensor:
+    """Undoes `compress`."""
+    return torch.where(h.abs() <= cap, h, h.sign() * cap * steepness(h, cap))
+
+
+def steepness(h: Tensor, cap: Tensor) -> Tensor:
+    """The derivative of `expand`: 1 up to `cap`, the excess over it beyond."""
+    return (h.abs() / cap - 1).clamp(0, 50).exp()
 
 
 @dataclass(frozen=True)
@@ -185,6 +202,32 @@ class Dataset:
         same = coincide(self.S_pending, self.place(scale))
         return torch.cat([self.X[self.at(scale)], self.X_pending[same & self.running]])
 
+    @property
+    def compressed(self) -> Tensor:
+        """What the metrics of n' finite runs are above the best, as the outcome compresses it: n' x p."""
+        return self.outcome.mean - self.outcome.sd * self.Y[~self.diverged]
+
+    @property
+    def excess(self) -> Tensor:
+        """The same, not compressed."""
+        return expand(self.compressed, self.outcome.cap)
+
+    @property
+    def log_slope(self) -> float:
+        """Sum over all finite values of the log of how many model units a unit of excess is worth."""
+        return float(-(steepness(self.compressed, self.outcome.cap).log() + self.outcome.sd.log()).sum())
+
+    def reshaped(self, cap: Tensor) -> Dataset:
+        """The same runs, with metrics compressed beyond other excesses (p)."""
+        h = compress(self.excess, cap)
+        sd = h.std(0, correction=0)
+        outcome = replace(self.outcome, cap=cap, mean=h.mean(0), sd=torch.where(sd > 1e-9 * cap, sd, cap))
+        Y = self.Y.clone()
+        Y[~self.diverged] = (outcome.mean - h) / outcome.sd
+        if self.diverged.any():
+            Y[self.diverged] = Y[~self.diverged].min(0).values
+        return replace(self, Y=Y, outcome=outcome)
+
     def measured(self) -> Dataset:
         """Without the told runs that diverged: what the metrics are learned from. Every open run stays."""
         told = ("X", "S", "cell", "Y", "diverged")
@@ -218,14 +261,18 @@ def from_history(history: History) -> Dataset:
     index: dict[Scale, int] = {}
     cell = torch.tensor([index.setdefault(trial.scale, len(index)) for trial in told], dtype=torch.long)
     where = torch.as_tensor(places(space, list(index)))
-    columns = Columns.of(history.objective)
-    u = columns.oriented(told)
+    columns = Columns.of(history.objective, told)
+    u, value = columns.oriented(told), columns.values(told)
     allowed = torch.tensor(_allowed(space, told), dtype=torch.bool)
-    outcome = fit_outcome(u, cell, where, columns.parts, allowed, len(columns.limits), columns.reference)
+    outcome = fit_outcome(
+        u, cell, where, columns.parts, allowed, len(columns.limits), columns.reference, value, columns.either
+    )
+    outcome = replace(outcome, columns=columns)
     diverged = ~torch.isfinite(u).all(-1)
     Y = torch.zeros_like(u)
     if not diverged.all():
-        u = within_reach(u, outcome.best[cell], allowed, outcome.limits)
+        if not columns.either:
+            u = within_reach(u, outcome.best[cell], allowed, outcome.limits)
         Y[~diverged] = outcome.forward(u[~diverged], cell[~diverged])
         Y[diverged] = Y[~diverged].min(0).values
     return Dataset(
@@ -249,7 +296,8 @@ class Columns:
 
     names: of the metrics of the objective, in order. signs: 1 where a metric is minimised, -1 where it is maximised;
     what several objectives share goes by the first that names it. parts: k x p, weights of u in each of k objectives,
-    0 for limits. reference: (k,), as in `Outcome`.
+    0 for limits. reference: (k,), as in `Outcome`. nonlinear: the objective where it is no sum of metrics; there parts
+    are the magnitudes of the weights, if it has some. logs: of each metric, whether u is its logarithm.
     """
 
     names: tuple[str, ...]
@@ -257,24 +305,40 @@ class Columns:
     limits: tuple[Limit, ...]
     parts: Tensor
     reference: Tensor | None
+    nonlinear: Largest | Function | None = None
+    logs: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, objective: Objective) -> Columns:
+    def of(cls, objective: Objective, told: Sequence[Trial] = ()) -> Columns:
+        """told: the runs that say which metrics of a `Function` are always positive."""
         first: dict[str, float] = {}
-        for part in objective.parts:
-            for name, weight in part.weights.items():
+        weighed = [_weights(part) for part in objective.parts]
+        for weights in weighed:
+            for name, weight in weights.items():
                 first.setdefault(name, math.copysign(1.0, weight))
-        weights = [
-            [part.weights.get(name, 0.0) * sign for name, sign in first.items()] + [0.0] * len(objective.subject_to)
-            for part in objective.parts
+        rows = [
+            [weights.get(name, 0.0) * sign for name, sign in first.items()] + [0.0] * len(objective.subject_to)
+            for weights in weighed
         ]
         least = objective.minimised_reference if isinstance(objective, Pareto) else None
         reference = None if least is None else torch.tensor(least, dtype=torch.float64)
-        parts = torch.tensor(weights, dtype=torch.float64)
-        return cls(tuple(first), tuple(first.values()), tuple(objective.subject_to), parts, reference)
+        parts = torch.tensor(rows, dtype=torch.float64)
+        limits = tuple(objective.subject_to)
+        if not isinstance(objective, (Largest, Function)):
+            return cls(tuple(first), tuple(first.values()), limits, parts, reference)
+        logs = tuple(isinstance(objective, Function) and _positive(told, name) for name in first)
+        return cls(tuple(first), tuple(first.values()), limits, parts, None, objective, logs)
+
+    @property
+    def either(self) -> bool:
+        """Whether the metrics of the objective may be better either way."""
+        return isinstance(self.nonlinear, Function)
 
     def oriented(self, trials: Sequence[Trial]) -> Tensor:
-        """u of told trials, n x p: every metric to be minimised; a row of NaN for one that diverged."""
+        """u of told trials, n x p: every metric to be minimised; a row of NaN for one that diverged.
+
+        A run whose metrics a `Function` makes no number of counts as diverged.
+        """
         p = self.parts.shape[-1]
         rows = []
         for trial in trials:
@@ -282,8 +346,34 @@ class Columns:
             row = [sign * metrics.get(name, math.nan) for name, sign in zip(self.names, self.signs, strict=True)]
             row += [limit.sign * (metrics.get(limit.metric, math.nan) - limit.limit) for limit in self.limits]
             finite = trial.status != "diverged" and all(map(math.isfinite, row))
+            if finite and self.nonlinear is not None:
+                finite = math.isfinite(self.nonlinear.of(metrics))
+            if finite:
+                row[: len(self.logs)] = [math.log(u) if log else u for u, log in zip(row, self.logs, strict=False)]
             rows.append(row if finite else [math.nan] * p)
         return torch.tensor(rows, dtype=torch.float64).reshape(len(trials), p)
+
+    def values(self, trials: Sequence[Trial]) -> Tensor | None:
+        """The objective of told trials where it is no sum of metrics, n; what is not finite is NaN."""
+        if self.nonlinear is None:
+            return None
+        complete = [trial.metrics if not self.nonlinear.missing(trial.metrics or {}) else None for trial in trials]
+        values = [self.nonlinear.of(metrics) if metrics else math.nan for metrics in complete]
+        return torch.tensor([v if math.isfinite(v) else math.nan for v in values], dtype=torch.float64)
+
+
+def _weights(part: Single) -> Mapping[str, float]:
+    """Of each metric that an objective names; of a function of them, 1."""
+    if isinstance(part, Function):
+        return dict.fromkeys(part.named, 1.0)
+    return part.terms if isinstance(part, Largest) else part.weights
+
+
+def _positive(told: Sequence[Trial], name: str) -> bool:
+    """Whether a metric is above 0 in every run that has it."""
+    values = [(trial.metrics or {}).get(name, math.nan) for trial in told]
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0
 
 
 def fit_outcome(
@@ -294,6 +384,8 @@ def fit_outcome(
     allowed: Tensor,
     limits: int = 0,
     reference: Tensor | None = None,
+    value: Tensor | None = None,
+    either: bool = False,
 ) -> Outcome:
     """The transform for oriented metrics u (n x p; a row with a non-finite entry is a diverged run).
 
@@ -309,24 +401,35 @@ def fit_outcome(
     linear as far as the good runs reach: with a single metric that caps it at the median excess or 5%; with several it
     also keeps those linear that are sacrificed at the best mixture.
 
-    A limited metric is kept linear up to three times its median distance from the limit, on both sides.
+    A limited metric is kept linear up to three times its median distance from the limit, on both sides. So are metrics
+    that may be better `either` way, from their median, and as far as the good runs reach.
+
+    value: n, the objective where it is no sum of the metrics.
     """
     p = u.shape[-1] - limits
     c = len(where)
     good = torch.isfinite(u).all(-1)
     weight = parts[0] if len(parts) == 1 else balanced(u[good], cell[good], parts)
     kept = good & (u[:, p:] <= 0).all(-1)
-    table = torch.cat([u[:, :p], u @ weight[:, None]], dim=-1)  # n x (p + 1), the objective last
+    objective = u @ weight if value is None else value
+    table = torch.cat([u[:, :p], objective[:, None]], dim=-1)  # n x (p + 1), the objective last
     best = torch.full((c, p + 1), math.nan, dtype=torch.float64)
     for k in range(c):
         mine = good & (cell == k)
         if mine.any():
             choices = (mine & allowed & kept, mine & allowed, mine)
             best[k] = table[next(choice for choice in choices if choice.any())].min(0).values
+            if either:
+                best[k, :-1] = table[mine, :-1].median(0).values
     seen = best[torch.isfinite(best).all(-1)]
     # Relative to the level makes small and large models comparable; it needs a level that is a stable, positive unit.
-    relative = len(seen) > 0 and bool((seen > 0).all()) and bool((seen.max(0).values < 4 * seen.min(0).values).all())
-    reachable = within_reach(table[good], best[cell[good]], allowed[good], 0)
+    relative = (
+        not either
+        and len(seen) > 0
+        and bool((seen > 0).all())
+        and bool((seen.max(0).values < 4 * seen.min(0).values).all())
+    )
+    reachable = table[good] if either else within_reach(table[good], best[cell[good]], allowed[good], 0)
     excess = reachable / best[cell[good]] - 1 if relative else reachable - best[cell[good]]
     counted = kept[good] if kept.any() else torch.ones(len(excess), dtype=torch.bool)
     bound = EXPLODED if relative else math.inf
@@ -336,6 +439,9 @@ def fit_outcome(
     else:
         leading = _leading(u[good] @ parts.T, cell[good], counted, reference)
     reach = excess[leading, :-1]
+    if either:
+        spread[:-1] = torch.stack([3 * _median_size(column) for column in excess[:, :-1].T])
+        reach = reach.abs()
     cap = torch.maximum(spread[:-1], reach.max(0).values) if len(reach) else spread[:-1]
     beyond = u[good][:, p:]
     cap = torch.cat([cap, torch.stack([3 * _median_size(column) for column in beyond.T]) if limits else cap[:0]])
@@ -344,8 +450,8 @@ def fit_outcome(
     sd = h.std(0, correction=0) if len(h) else torch.ones_like(cap)
     sd = torch.where(sd > 1e-9 * cap, sd, cap)
     limit = torch.where(torch.isfinite(best[:, :1]), 0.0, math.nan).expand(c, limits)
-    best = torch.cat([best[:, :-1], limit], dim=-1)
-    return Outcome(relative, best, where, cap, mean, sd, weight, limits, parts, reference)
+    least, best = best[:, -1], torch.cat([best[:, :-1], limit], dim=-1)
+    return Outcome(relative, best, where, cap, mean, sd, weight, limits, parts, reference, least, spread[-1])
 
 
 def within_reach(u: Tensor, best: Tensor, allowed: Tensor, limits: int) -> Tensor:

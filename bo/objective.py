@@ -1,17 +1,20 @@
 """What "better" means over a dictionary of named metrics.
 
 A training run returns named numbers; the objective turns them into the one number that is minimised, or into several
-that no one number stands for (`Pareto`), and may keep others within limits (`subject_to`). What is minimised is linear
-in the metrics, so a study can model every metric by itself and add the posteriors up exactly.
+that no one number stands for (`Pareto`), and may keep others within limits (`subject_to`). A study models every metric
+by itself: where what is minimised is linear in the metrics the posteriors add up exactly, where it is not (`Largest`,
+`Function`) they are put together by samples.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from search_spaces.stored import StoredFunction
 
 # ------------------------------------------------------------------------------------------------------ limits
 
@@ -85,13 +88,13 @@ class _Objective(ABC):
 
     @property
     @abstractmethod
-    def parts(self) -> tuple[Minimize | Maximize | WeightedSum, ...]:
-        """The linear objectives that count: itself, or those that no one number stands for."""
+    def parts(self) -> tuple[Single, ...]:
+        """The objectives that count: itself, or those that no one number stands for."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics that a run must return: those of the parts, then those with a limit."""
-        named = [name for part in self.parts for name in part.weights]
+        named = [name for part in self.parts for name in part.named]
         return tuple(dict.fromkeys([*named, *(limit.metric for limit in self.subject_to)]))
 
     def missing(self, metrics: Mapping[str, float]) -> list[str]:
@@ -106,7 +109,7 @@ class _Objective(ABC):
     def values(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
         """The minimised number of every part, in order; not finite when a metric of it is not."""
         self._check_complete(metrics)
-        return tuple(sum(weight * metrics[name] for name, weight in part.weights.items()) for part in self.parts)
+        return tuple(part.of(metrics) for part in self.parts)
 
     def __repr__(self) -> str:
         given = [f"{name}={value!r}" for name, value in vars(self).items() if value not in ((), None)]
@@ -117,21 +120,42 @@ class _Objective(ABC):
             raise ValueError(f"The result has no metric {absent}, which the objective needs; it has {sorted(metrics)}.")
 
 
-class _Linear(_Objective):
-    """What the kinds with one number share: it is a sum of weighted metrics, minimised."""
+class _Single(_Objective):
+    """What the kinds with one number share."""
+
+    @property
+    @abstractmethod
+    def named(self) -> tuple[str, ...]:
+        """Names of the metrics that the number is made of."""
+
+    @abstractmethod
+    def of(self, metrics: Mapping[str, float]) -> float:
+        """The minimised number, of metrics that are all there."""
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The minimised number of one run, not finite when a named metric is not; ValueError when one is missing."""
+        self._check_complete(metrics)
+        return self.of(metrics)
+
+    def shown(self, minimised: float) -> float:
+        """The minimised number in the user's own sign: the metric as the user knows it."""
+        return minimised
+
+
+class _Linear(_Single):
+    """What the kinds share that minimise a sum of weighted metrics."""
 
     @property
     @abstractmethod
     def weights(self) -> dict[str, float]:
         """Metric name -> its weight in the sum that is minimised."""
 
-    def value(self, metrics: Mapping[str, float]) -> float:
-        """The minimised number of one run, not finite when a named metric is not; ValueError when one is missing."""
-        return self.values(metrics)[0]
+    @property
+    def named(self) -> tuple[str, ...]:
+        return tuple(self.weights)
 
-    def shown(self, minimised: float) -> float:
-        """The minimised number in the user's own sign: the metric as the user knows it."""
-        return minimised
+    def of(self, metrics: Mapping[str, float]) -> float:
+        return sum(weight * metrics[name] for name, weight in self.weights.items())
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,7 +173,7 @@ class Minimize(_Linear):
         object.__setattr__(self, "subject_to", _limits("Minimize", self.subject_to))
 
     @property
-    def parts(self) -> tuple[Minimize | Maximize | WeightedSum, ...]:
+    def parts(self) -> tuple[Linear, ...]:
         return (self,)
 
     @property
@@ -169,7 +193,7 @@ class Maximize(_Linear):
         object.__setattr__(self, "subject_to", _limits("Maximize", self.subject_to))
 
     @property
-    def parts(self) -> tuple[Minimize | Maximize | WeightedSum, ...]:
+    def parts(self) -> tuple[Linear, ...]:
         return (self,)
 
     @property
@@ -207,12 +231,133 @@ class WeightedSum(_Linear):
         return hash((tuple(sorted(self.terms.items())), self.subject_to))
 
     @property
-    def parts(self) -> tuple[Minimize | Maximize | WeightedSum, ...]:
+    def parts(self) -> tuple[Linear, ...]:
         return (self,)
 
     @property
     def weights(self) -> dict[str, float]:
         return dict(self.terms)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Largest(_Single):
+    """Minimise the largest of several metrics, for example `Largest("loss/code", "loss/docs")`: the worst one counts.
+
+    Every metric gets a model of its own; their largest has kinks that no model of it alone would see.
+    weights: metric -> the finite number other than 0 by which it is multiplied first, 1 for those not named; a negative
+    one turns a metric that is to be large. `subject_to` as with Minimize.
+    """
+
+    terms: Mapping[str, float]
+    subject_to: Sequence[Limit]
+
+    def __init__(
+        self,
+        *metrics: str,
+        weights: Mapping[str, float] | None = None,
+        subject_to: Sequence[Limit] | Limit = (),
+    ) -> None:
+        _check_names("Largest", metrics)
+        if len(metrics) < 2:
+            raise ValueError(f"Largest needs at least 2 metrics, got {len(metrics)}; for one take Minimize.")
+        if not isinstance(weights or {}, Mapping):
+            raise ValueError(f"Largest needs weights to be a dictionary of metrics and numbers, got {weights!r}.")
+        given = dict(weights or {})
+        if unknown := sorted(set(given) - set(metrics), key=str):
+            raise ValueError(f"Largest has weights for {unknown}, which are none of its metrics {sorted(metrics)}.")
+        for name, weight in given.items():
+            if not _is_number(weight) or not weight:
+                raise ValueError(f"Largest needs a finite weight other than 0 for {name!r}, got {weight!r}.")
+        object.__setattr__(self, "terms", {name: float(given.get(name, 1.0)) for name in metrics})
+        object.__setattr__(self, "subject_to", _limits("Largest", subject_to))
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.terms.items())), self.subject_to))
+
+    @property
+    def parts(self) -> tuple[Largest, ...]:
+        return (self,)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return tuple(self.terms)
+
+    def of(self, metrics: Mapping[str, float]) -> float:
+        products = [weight * metrics[name] for name, weight in self.terms.items()]
+        return math.nan if any(map(math.isnan, products)) else max(products)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Function(_Single):
+    """Minimise a function of several metrics, for example `Function(cost_per_point, metrics=("seconds", "accuracy"))`.
+
+    function: takes a dictionary of the named metrics and returns a number. It should be smooth or have kinks, not
+    jumps, and be quick: the search asks it about many thousands of values that the metrics may take, also ones that no
+    run gave. Where it raises an ArithmeticError or a ValueError, or returns no finite number, a run is as bad as a
+    diverged one. Only where it is defined and the hash of its source are stored, never its code:
+    `Study.open(path, objective=...)` hands it in again.
+
+    Every metric gets a model of its own, of its logarithm while all its values are positive. `subject_to` as with
+    Minimize.
+    """
+
+    stored: StoredFunction
+    terms: tuple[str, ...]
+    subject_to: Sequence[Limit]
+
+    def __init__(
+        self,
+        function: Callable[[dict[str, float]], float] | StoredFunction,
+        metrics: Sequence[str],
+        subject_to: Sequence[Limit] | Limit = (),
+    ) -> None:
+        if isinstance(metrics, str) or not isinstance(metrics, Sequence) or not metrics:
+            raise ValueError(f"Function needs metrics to be a list of at least one name, got {metrics!r}.")
+        _check_names("Function", metrics)
+        if not isinstance(function, StoredFunction):
+            function = StoredFunction.of(function, "The objective")
+        object.__setattr__(self, "stored", function)
+        object.__setattr__(self, "terms", tuple(metrics))
+        object.__setattr__(self, "subject_to", _limits("Function", subject_to))
+
+    def __repr__(self) -> str:
+        limits = f", subject_to={self.subject_to!r}" if self.subject_to else ""
+        return f"Function({self.stored.reference}, metrics={self.terms!r}{limits})"
+
+    @property
+    def parts(self) -> tuple[Function, ...]:
+        return (self,)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return self.terms
+
+    @property
+    def lacking(self) -> str | None:
+        """Where the function is defined, while it is not at hand."""
+        return self.stored.reference if self.stored.function is None else None
+
+    def of(self, metrics: Mapping[str, float]) -> float:
+        """ValueError when the function is not at hand, is no function of these metrics or answers anything but numbers.
+
+        What it cannot compute is NaN.
+        """
+        if self.stored.function is None:
+            raise ValueError(
+                f"The objective {self.stored.reference} is not at hand; hand it in by Study.open(path, objective=...)."
+            )
+        given = {name: metrics[name] for name in self.terms}
+        if not all(map(math.isfinite, given.values())):
+            return math.nan
+        try:
+            answer = self.stored.function(given)
+        except (ArithmeticError, ValueError):
+            return math.nan
+        except Exception as error:
+            raise ValueError(f"The objective {self.stored.reference} raised {error!r} for {given}.") from error
+        if isinstance(answer, (str, complex)) or not hasattr(answer, "__float__"):
+            raise ValueError(f"The objective {self.stored.reference} must return a number, got {answer!r}.")
+        return float(answer)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -260,7 +405,7 @@ class Pareto(_Objective):
         object.__setattr__(self, "reference", reference)
 
     @property
-    def parts(self) -> tuple[Minimize | Maximize | WeightedSum, ...]:
+    def parts(self) -> tuple[Linear, ...]:
         return self.objectives
 
     @property
@@ -271,12 +416,16 @@ class Pareto(_Objective):
         return tuple(part.shown(value) for part, value in zip(self.parts, self.reference, strict=True))
 
 
-Objective = Minimize | Maximize | WeightedSum | Pareto
+Linear = Minimize | Maximize | WeightedSum
+Single = Linear | Largest | Function
+Objective = Single | Pareto
 
-KINDS: dict[str, type[Minimize] | type[Maximize] | type[WeightedSum] | type[Pareto]] = {
+KINDS: dict[str, type[Objective]] = {
     "minimize": Minimize,
     "maximize": Maximize,
     "weighted_sum": WeightedSum,
+    "largest": Largest,
+    "function": Function,
     "pareto": Pareto,
 }
 
@@ -344,11 +493,18 @@ def to_json(objective: Objective) -> dict[str, Any]:
     """The objective as JSON; without limits it reads as versions without them wrote it."""
     kind = next(kind for kind, cls in KINDS.items() if type(objective) is cls)
     terms: Any
-    if isinstance(objective, Pareto):
-        terms = [to_json(part) for part in objective.parts]
-    else:
-        terms = dict(objective.terms) if isinstance(objective, WeightedSum) else objective.metric
+    match objective:
+        case Pareto():
+            terms = [to_json(part) for part in objective.parts]
+        case WeightedSum() | Largest():
+            terms = dict(objective.terms)
+        case Function():
+            terms = list(objective.terms)
+        case _:
+            terms = objective.metric
     json: dict[str, Any] = {"kind": kind, "terms": terms}
+    if isinstance(objective, Function):
+        json |= {"function": objective.stored.reference, "sha256": objective.stored.sha256}
     if objective.subject_to:
         names = {cls: name for name, cls in LIMITS.items()}
         json["subject_to"] = [
@@ -360,6 +516,7 @@ def to_json(objective: Objective) -> dict[str, Any]:
 
 
 def from_json(obj: Mapping[str, Any]) -> Objective:
+    """The objective; of a `Function` all but the function itself, which has to be handed in."""
     if obj.get("kind") not in KINDS:
         raise ValueError(f"Unknown kind of objective {obj.get('kind')!r}; this version knows {sorted(KINDS)}.")
     limits = []
@@ -367,11 +524,24 @@ def from_json(obj: Mapping[str, Any]) -> Objective:
         if limit.get("kind") not in LIMITS:
             raise ValueError(f"Unknown kind of limit {limit.get('kind')!r}; this version knows {sorted(LIMITS)}.")
         limits.append(LIMITS[limit["kind"]](limit["metric"], limit["limit"]))
-    cls = KINDS[obj["kind"]]
-    if cls is Pareto:
-        parts = [from_json(part) for part in obj["terms"]]
-        return Pareto(*parts, subject_to=limits, reference=obj.get("reference"))  # type: ignore[arg-type]
-    return cls(obj["terms"], subject_to=tuple(limits))
+    match obj["kind"]:
+        case "pareto":
+            parts = [from_json(part) for part in obj["terms"]]
+            return Pareto(*parts, subject_to=limits, reference=obj.get("reference"))  # type: ignore[arg-type]
+        case "largest":
+            return Largest(*obj["terms"], weights=obj["terms"], subject_to=limits)
+        case "function":
+            return Function(StoredFunction(obj["function"], obj["sha256"]), obj["terms"], subject_to=limits)
+    cls: Any = KINDS[obj["kind"]]
+    objective: Objective = cls(obj["terms"], subject_to=tuple(limits))
+    return objective
+
+
+def _check_names(kind: str, metrics: Sequence[object]) -> None:
+    for metric in metrics:
+        _check_name(kind, metric)
+    if len(set(metrics)) < len(metrics):
+        raise ValueError(f"{kind} needs metrics that differ, got {list(metrics)}.")
 
 
 def _check_name(kind: str, metric: object) -> None:

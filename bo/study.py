@@ -21,7 +21,7 @@ from bo import objective as objectives
 from bo import ports, state
 from bo.events import Event, event, metrics_to_json
 from bo.journal import Journal, JournalError
-from bo.objective import Objective, Pareto
+from bo.objective import Function, Objective, Pareto
 from bo.ports import History, Limits, Policy, Proposal, Recommendation
 from bo.trial import Trial
 from bo.worker import numbers, whole_step
@@ -150,7 +150,8 @@ class Study:
         """The study in the folder `path`, as its journal tells it; takes no lock and changes no byte.
 
         space, objective: when given they must equal the journal's, and are used in their place; a study with a
-        callable in its space (a cost, a constraint) needs it handed in to be asked, or given configurations.
+        callable in its space (a cost, a constraint) needs it handed in to be asked, or given configurations, and one
+        whose objective is a `Function` needs that to be asked, or to name its best.
         Raises JournalError when there is no study or its journal is damaged, ValueError when space or objective differ.
         """
         folder = Path(path)
@@ -166,8 +167,12 @@ class Study:
             raise ValueError(f"The space differs from the one {folder} was made with: {difference}. Use a new folder.")
         if objective is None:
             objective = objectives.from_json(header["objective"])
-        elif objectives.to_json(objective) != header["objective"]:
-            was = objectives.from_json(header["objective"])
+        elif objective != (was := objectives.from_json(header["objective"])):
+            if isinstance(was, Function) and isinstance(objective, Function) and was.stored != objective.stored:
+                raise ValueError(
+                    f"The source of {objective} is not the one {folder} was made with; Study.fork re-weighs the told "
+                    "metrics under another objective."
+                )
             raise ValueError(
                 f"The objective differs from the one {folder} was made with ({was}); Study.fork re-weighs the told "
                 "metrics under another."

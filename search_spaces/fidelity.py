@@ -178,7 +178,7 @@ class Axis:
         """The rungs up to `top`; of a range, log-spaced values up to it, the ends included."""
         if self.rungs:
             return tuple(value for value in self.values if value <= top)
-        inner = np.geomspace(self.low, top, CELLS_OF_A_RANGE)[1:-1].tolist()
+        inner = np.geomspace(self.low, top, CELLS_OF_A_RANGE)[1:-1].clip(self.low, top).tolist()  # but for rounding
         values = (self.low, *(map(float, map(round, inner)) if self.integer else inner), top)
         return tuple(sorted(set(values)))
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bo.dataset import Dataset, Level, compress
+from bo.dataset import Dataset
 from bo.surrogates.composite import Belief
 from search_spaces import Choice, Space
 
@@ -103,19 +103,10 @@ def widened(data: Dataset) -> Dataset:
     """
     if not data.finite:
         return data
-    outcome, finite = data.outcome, ~data.diverged
-    unit = torch.zeros_like(outcome.cap)  # excess over the best, on the scale of the transform
-    excess, _ = replace(outcome, relative=False).backward(data.Y[finite], Level(unit, unit))
+    outcome = data.outcome
     counted = torch.arange(len(outcome.cap)) < len(outcome.cap) - outcome.limits
-    reach = torch.minimum(excess.max(0).values, WIDER * outcome.cap)
-    cap = torch.where(counted, torch.maximum(outcome.cap, reach), outcome.cap)
-    h = compress(excess, cap)
-    sd = h.std(0, correction=0)
-    wider = replace(outcome, cap=cap, mean=h.mean(0), sd=torch.where(sd > 1e-9 * cap, sd, cap))
-    Y = data.Y.clone()
-    Y[finite] = (wider.mean - h) / wider.sd
-    Y[data.diverged] = Y[finite].min(0).values
-    return replace(data, Y=Y, outcome=wider)
+    reach = torch.minimum(data.excess.max(0).values, WIDER * outcome.cap)
+    return data.reshaped(torch.where(counted, torch.maximum(outcome.cap, reach), outcome.cap))
 
 
 @dataclass(frozen=True)
@@ -133,6 +124,11 @@ class AveragedBelief(Belief):
         mean, covariance = super().joint(self.environments.everywhere(X))  # b x E, b x E x E
         weights = self.environments.weights
         return mean @ weights, (covariance @ weights @ weights).clamp_min(1e-300).sqrt()
+
+    def mean(self, X: Tensor) -> Tensor:
+        """Mean of the average at b x d points: b."""
+        places = self.environments.everywhere(X)  # b x E x d
+        return super().mean(places.reshape(-1, X.shape[-1])).reshape(places.shape[:2]) @ self.environments.weights
 
     def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (b x q) and covariance (b x q x q) of the average at b groups of q points, X: b x q x d."""

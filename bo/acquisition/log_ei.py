@@ -27,7 +27,7 @@ def make(situation: Situation) -> Acquisition:
     if not len(known):
         return lambda X: belief.value(X)[0]
     with torch.no_grad():
-        best = belief.value(known)[0].max()
+        best = belief.mean(known).max()
     return lambda X: log_ei(*belief.value(X), best)
 
 

@@ -26,13 +26,19 @@ from bo.surrogates import composite, divergence
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.divergence import Divergence, caution
 from bo.surrogates.features import Features
-from bo.surrogates.hyperparameters import NumericalError
+from bo.surrogates.gp import GaussianProcess
+from bo.surrogates.hyperparameters import EXACT, NumericalError
 from search_spaces import Scale, Space
 
 #: Runs at a scale from which on a model of that scale alone is tried against the model of all scales.
 ENOUGH_ALONE = 6
+#: Multiples of the usual excess up to which a metric may be kept linear, 0 for as far as it reaches. With more than FEW
+#: runs they are compared again after so much growth.
+SHAPES, FEW, RECONSIDERED = (0.0, 1.0, 0.1), 50, 1.1
 #: Of those told, the configurations around which is searched closely.
 LEADERS = 10
+#: Least cap: a smaller one has no reciprocal.
+TINY = 1e-300
 AGAIN = "Every configuration of the space has been tried; this one is run again."
 
 
@@ -61,7 +67,8 @@ def propose(
             found, note = search.next(greedy=greedy and i == 0)
             expected = None if search.several else predicted(search.believed, found, at)
             proposals.append(Proposal(search.space.decode(found), at, source, expected, search.memory, note))
-            search = search.waiting_for(found)
+            if i + 1 < n:
+                search = search.waiting_for(found)
     except NumericalError as error:
         return initial(history, n, rng, f"A space-filling point in place of the model's: {error}")
     return tuple(proposals)
@@ -97,9 +104,7 @@ class Search:
     @classmethod
     def of(cls, history: History, at: Scale, engine: Engine, rng: np.random.Generator) -> Search:
         space, data = history.space.at(at), dataset.from_history(history)
-        if engine.average_over is not None:
-            data = widened(data)
-        model, fitted = fit(data, at, history.memory.get("model"), engine.surrogate)
+        model, fitted = fit(data, at, history.memory.get("model"), engine)
         memory = {"sequence": sequence_seed(history, rng), "model": fitted}
         edge = find_edge(data, history.memory.get("edge"))
         if edge is not None:
@@ -237,13 +242,23 @@ def remaining(history: History) -> float:
     return max(0.0, min(shares))
 
 
-def fit(data: Dataset, at: Scale, start: Any = None, surrogate: str = "gp") -> tuple[Composite, dict[str, Any]]:
+def fit(
+    data: Dataset,
+    at: Scale,
+    start: Any = None,
+    engine: Engine = Engine(),  # noqa: B008 - a frozen value
+) -> tuple[Composite, dict[str, Any]]:
     """The model to decide by at a scale, and what the next fit starts from.
 
     It is the model of all scales, unless a model of this scale alone foretells the runs here better, each from the
-    others: small runs sometimes mislead.
+    others: small runs sometimes mislead. Within one scale a metric alone is compressed as far as that makes it
+    likelier; what is averaged over environments hardly is.
     """
-    data = data.measured()
+    data, surrogate = data.measured(), engine.surrogate
+    if engine.average_over is not None:
+        data = widened(data)
+    elif len(data.scales) == len(data.outcome.cap) - data.outcome.limits == 1:
+        return shaped(data, start or {}, surrogate)
     model = composite.fit(data, start, surrogate)
     memory = model.gp.memory()
     here = data.at(at)
@@ -252,6 +267,36 @@ def fit(data: Dataset, at: Scale, start: Any = None, surrogate: str = "gp") -> t
         if float(log_density(alone).sum()) > float(log_density(model)[here].sum()):
             model = alone
     return model, memory
+
+
+def shaped(data: Dataset, start: Mapping[str, Any], surrogate: str) -> tuple[Composite, dict[str, Any]]:
+    """The model of the metric in the shape in which the usual process finds it most likely, in the user's unit.
+
+    Losses that explode need a logarithm, smooth ones are spoilt by it. Tried are: linear as far as anything reached,
+    and linear up to SHAPES times the usual excess. Of many runs it is decided anew only once there are RECONSIDERED
+    times more of them.
+    """
+    n, last = len(data.Y), start.get("shape", {})
+    usual, reach = data.outcome.cap, torch.maximum(data.excess.max(0).values, data.outcome.cap)
+    first = torch.arange(len(usual)) == 0  # the others are metrics with limits
+
+    def fitted(times: float, surrogate: str) -> Composite:
+        cap = torch.where(first, (times * usual if times else reach).clamp_min(TINY), usual)
+        return composite.fit(data.reshaped(cap), start, surrogate)
+
+    settled = n > EXACT or (n > FEW and n < RECONSIDERED * last.get("runs", 0))
+    if n < ENOUGH_ALONE or settled:
+        times, since = float(last.get("times", 0.0)), int(last.get("runs", n))
+        model = fitted(times, surrogate)
+    else:
+        likely: dict[float, float] = {}
+        models = {times: fitted(times, "gp") for times in SHAPES}
+        for times, model in models.items():
+            assert isinstance(model.gp, GaussianProcess)
+            likely[times] = model.gp.log_evidence + model.data.log_slope
+        times, since = max(SHAPES, key=likely.__getitem__), n
+        model = models[times] if surrogate == "gp" else fitted(times, surrogate)
+    return model, {**model.gp.memory(), "shape": {"times": times, "runs": since}}
 
 
 def log_density(model: Composite) -> Tensor:
@@ -269,7 +314,7 @@ def leaders(model: Composite, at: Scale) -> Tensor:
     if len(model.data.outcome.parts) > 1:
         return hypervolume.leaders(hypervolume.objectives(model, at), X, LEADERS)
     with torch.no_grad():
-        order = torch.argsort(model.at(at).value(X)[0], descending=True, stable=True)
+        order = torch.argsort(model.at(at).mean(X), descending=True, stable=True)
     return X[order[:LEADERS]]
 
 

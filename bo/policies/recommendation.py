@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bo import dataset
 from bo.acquisition.constrained import log_feasible
-from bo.acquisition.environment import AveragedBelief, Environments, widened
+from bo.acquisition.environment import AveragedBelief, Environments
 from bo.dataset import Dataset
-from bo.objective import Maximize, Minimize, Pareto, WeightedSum
+from bo.objective import Pareto, Single
 from bo.optimize import allowed, maximise
 from bo.policies.design import middle
 from bo.policies.engine import Engine
@@ -59,10 +59,8 @@ def recommend(
         return Recommendation(middle(space), scale, None, None, None, UNTOLD)
     ran = candidates(history.trials, history.objective, scale, space)
     notes = [UNTRIED] if tried and not ran else []
-    if engine.average_over is not None:
-        data = widened(data)
     try:
-        model, _ = fit(data, scale, history.memory.get("model"), engine.surrogate)
+        model, _ = fit(data, scale, history.memory.get("model"), engine)
         belief = engine.belief(model, scale)
         if tried and ran:
             x, trial, note = best_tried(belief, ran, torch.as_tensor(space.encode_all([t.config for t in ran])))
@@ -84,9 +82,7 @@ def recommend(
     return Recommendation(config, scale, expected.mean, expected.low, expected.high, " ".join(notes) or None, id)
 
 
-def candidates(
-    trials: Sequence[Trial], objective: Minimize | Maximize | WeightedSum, scale: Scale, space: Space
-) -> list[Trial]:
+def candidates(trials: Sequence[Trial], objective: Single, scale: Scale, space: Space) -> list[Trial]:
     """The runs with a finite result within its limits at a scale, or at any where there are none, as `space` allows."""
     finished = [trial for trial in trials if trial.status == "finished" and trial.metrics]
     good = [
@@ -99,9 +95,7 @@ def candidates(
     return [trial for trial in good if trial.scale == scale] or good
 
 
-def best_measured(
-    trials: Sequence[Trial], objective: Minimize | Maximize | WeightedSum, space: Space
-) -> tuple[dict[str, Any], int | None]:
+def best_measured(trials: Sequence[Trial], objective: Single, space: Space) -> tuple[dict[str, Any], int | None]:
     """The config with the best result as `space` (of one scale) allows it, and the trial that ran just that.
 
     Results within the limits come first. Where a config is not allowed, it is what the space reads it as; the middle of

@@ -31,7 +31,7 @@ def worth_repeating(situation: Situation, candidate: Tensor) -> int | None:
     if len(tried) < 2:
         return None
     with torch.no_grad():
-        mean, _ = belief.value(tried)
+        mean = belief.mean(tried)
         if belief.noise < NOISY * (mean.var() + belief.noise):
             return None
         leaders = torch.argsort(mean, descending=True, stable=True)[:LEADERS]

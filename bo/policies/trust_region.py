@@ -18,7 +18,7 @@ from torch import Tensor
 from bo import dataset
 from bo.acquisition.acquisition import Acquisition
 from bo.acquisition.log_ei import log_ei
-from bo.objective import Maximize, Minimize, Pareto, WeightedSum
+from bo.objective import Pareto, Single
 from bo.optimize import (
     RAW,
     RESTARTS,
@@ -158,7 +158,7 @@ def fold(history: History, n_init: int, patience: int) -> Region:
     return Region(n_init, side, region.first, region.restarts)
 
 
-def single(history: History) -> Minimize | Maximize | WeightedSum:
+def single(history: History) -> Single:
     """The objective; ValueError where there are several, which have no best run to search around."""
     if isinstance(history.objective, Pareto):
         raise ValueError(
@@ -168,7 +168,7 @@ def single(history: History) -> Minimize | Maximize | WeightedSum:
     return history.objective
 
 
-def good(trial: Trial, objective: Minimize | Maximize | WeightedSum) -> bool:
+def good(trial: Trial, objective: Single) -> bool:
     """Whether a run has a finite result within the limits of the objective."""
     metrics = trial.metrics or {}
     if trial.status != "finished":

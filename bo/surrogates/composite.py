@@ -1,8 +1,13 @@
-"""The posterior of the objective: a weighted sum of one Gaussian process a metric.
+"""The posterior of the objective: a weighted sum of one Gaussian process a metric, or another function of them.
 
 Losses of single domains are smooth functions of a mixture, their weighted sum is what counts, and a sum of Gaussian
 processes is Gaussian: mean and variance are analytic. The metrics of one run move together, so the variance is
 w' Sigma(x) w with the correlation between metrics estimated from leave-one-out residuals.
+
+That holds as far as the metrics' transform is affine. It compresses what explodes, and a sum of compressed metrics is
+no compressed sum: one domain that explodes would hardly count beside a dozen that do not. Expected improvement of such
+a sum would be that of another objective, so it is not computed: once a run that is bad looks good in it (`additive`),
+the transform is undone on samples, as for objectives that are no sums (`bo.surrogates.nonlinear`).
 """
 
 from __future__ import annotations
@@ -15,9 +20,12 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from bo.dataset import Dataset, coincide
+from bo.dataset import Dataset, Level, coincide
+from bo.surrogates import nonlinear
 from bo.surrogates import surrogate as surrogates
-from bo.surrogates.features import Features, Inputs
+from bo.surrogates.belief import Belief as Belief
+from bo.surrogates.belief import combined as combined
+from bo.surrogates.features import Features
 from bo.surrogates.surrogate import Surrogate
 from search_spaces import Scale
 
@@ -25,6 +33,8 @@ from search_spaces import Scale
 PRIOR_RUNS = 4.0
 #: 95% quantile of the standard normal distribution: its two-sided 90% interval.
 Z90 = 1.6448536269514722
+#: Excess over the best, in that of a good run, from which on a run that looks good is mistaken for one.
+MISTAKEN = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,99 +47,51 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Belief:
-    """What is believed of the noise-free objective at one scale: larger is better, X are encoded points.
-
-    It is in user units, up to a constant that depends on the scale alone. Every method is differentiable in X.
-    place: m. cell: index of the scale. weight: units of the objective a model unit of each metric is worth, p.
-    correlation: p x p, between the metrics.
-    """
-
-    surrogate: Surrogate
-    place: Tensor
-    cell: int
-    weight: Tensor
-    correlation: Tensor
-
-    def value(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation at b x d points: b each."""
-        mean, variance = self.surrogate.posterior(self.inputs(X))  # p x b
-        return self.weight @ mean, combined(self.weight, variance, self.correlation).sqrt()
-
-    def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (b x q) and covariance (b x q x q) of b groups of q points, X: b x q x d."""
-        b, q, d = X.shape
-        mean, covariance = self.surrogate.joint(self.inputs(X.reshape(b * q, d)), q)
-        stretch = self._stretch(covariance.diagonal(dim1=-2, dim2=-1).reshape(-1, b * q)).reshape(b, q)
-        summed = torch.einsum("p,pbqr->bqr", self.weight.square(), covariance)
-        return torch.einsum("p,pbq->bq", self.weight, mean), stretch[..., None] * summed * stretch[:, None]
-
-    def covariance(self, X: Tensor, Z: Tensor) -> Tensor:
-        """Between b x d and k x d points: b x k."""
-        at, other = self.inputs(X), self.inputs(Z)
-        stretch = [self._stretch(self.surrogate.posterior(inputs)[1]) for inputs in (at, other)]
-        summed = torch.einsum("p,pbk->bk", self.weight.square(), self.surrogate.covariance(at, other))
-        return stretch[0][:, None] * summed * stretch[1]
-
-    @property
-    def noise(self) -> Tensor:
-        """Variance of what one run measures about the objective there, shape ()."""
-        return combined(self.weight, self.surrogate.noise[:, None], self.correlation)[0]
-
-    def believe(self, X: Tensor) -> Belief:
-        """Conditioned on its own mean at r x d points, as if they had been run."""
-        return replace(self, surrogate=self.surrogate.believe(self.inputs(X))) if len(X) else self
-
-    def metric(self, index: int) -> Belief:
-        """What is believed of one metric alone, larger is better."""
-        only = torch.zeros_like(self.weight)
-        only[index] = self.weight[index]
-        return replace(self, weight=only)
-
-    def inputs(self, X: Tensor) -> Inputs:
-        cell = torch.full((len(X),), self.cell, dtype=torch.long)
-        return self.surrogate.features(X, self.place.expand(len(X), -1), cell)
-
-    def _stretch(self, variance: Tensor) -> Tensor:
-        """What the correlation of metrics does to standard deviations of their sum, where variances are p x b: b."""
-        if len(self.weight) == 1:
-            return torch.ones(variance.shape[-1], dtype=torch.float64)
-        apart = (self.weight.square() @ variance).clamp_min(1e-300)
-        return (combined(self.weight, variance, self.correlation) / apart).sqrt()
-
-
-def combined(weight: Tensor, variance: Tensor, correlation: Tensor) -> Tensor:
-    """w' Sigma w for p x b variances of the metrics: b."""
-    sd = weight[:, None] * variance.sqrt()
-    return ((correlation @ sd) * sd).sum(0).clamp_min(1e-300)
-
-
-@dataclass(frozen=True)
 class Composite:
-    """The objective over the space at any scale, given a dataset. correlation: p x p, between metrics."""
+    """The objective over the space at any scale, given a dataset.
+
+    correlation: p x p, between metrics. additive: whether the objective is a sum of what is modelled; ValueError where
+    it is said to be one and is not.
+    """
 
     data: Dataset
     gp: Surrogate
     correlation: Tensor
+    additive: bool = True
+
+    def __post_init__(self) -> None:
+        if self.additive and not additive(self.data):
+            raise ValueError(
+                "The objective is no sum of its metrics as they are modelled, so expected improvement cannot add them "
+                "up; fit the model by composite.fit, which looks at it by samples."
+            )
 
     def at(self, scale: Scale) -> Belief:
         """The objective at one scale: what acquisitions are made of."""
         outcome = self.data.outcome
         place = self.data.place(scale)
-        _, gain = outcome.affine(outcome.level(place))
-        return Belief(self.gp, place, self._cell(place), outcome.weight * gain, self.correlation)
+        level, cell = outcome.level(place), self._cell(place)
+        _, gain = outcome.affine(level)
+        belief = Belief(self.gp, place, cell, outcome.weight * gain, self.correlation)
+        if self.additive:
+            return belief
+        least = outcome.least[cell] if outcome.least is not None and cell < len(outcome.least) else None
+        return nonlinear.NonlinearBelief.over(belief, outcome, level, self.data.Y, least)
 
     def predict(self, x: Tensor, scale: Scale) -> Prediction:
         """What a run of the encoded configuration (d,) at a scale will measure."""
-        outcome = self.data.outcome
+        outcome, belief = self.data.outcome, self.at(scale)
         level = outcome.level(self.data.place(scale))
-        mean, variance = self.gp.posterior(self.at(scale).inputs(x[None]))
+        # Hyperparameters are a point estimate; Student's t stands in for what a few runs leave open about them.
+        here = int((self.data.at(scale) & ~self.data.diverged).sum())
+        wide = float(stdtrit(here + 2, 0.95))
+        if isinstance(belief, nonlinear.NonlinearBelief):
+            return Prediction(*belief.interval(x, wide / Z90))
+        mean, variance = self.gp.posterior(belief.inputs(x[None]))
         # Beyond the cap the map back to user units is not affine; its slope at the mean serves for the interval.
         metrics, slope = outcome.backward(mean[:, 0], level)
         noisy = combined(outcome.weight * slope, variance + self.gp.noise[:, None], self.correlation)[0]
-        # Hyperparameters are a point estimate; Student's t stands in for what a few runs leave open about them.
-        here = int((self.data.at(scale) & ~self.data.diverged).sum())
-        within = float(stdtrit(here + 2, 0.95)) ** 2 * noisy
+        within = wide**2 * noisy
         # Levels of a scale that was never run are guesses that fail together: their deviations add up.
         half = float((within + (Z90 * (outcome.weight @ level.sd)).square()).sqrt())
         centre = float(outcome.weight @ metrics)
@@ -155,7 +117,26 @@ def fit(data: Dataset, start: Mapping[str, Any] | None = None, surrogate: str = 
     """The model of a dataset with at least one finite run; `start` is an earlier fit's `memory`."""
     features = Features(data.space)
     gp = surrogates.fit(surrogate, features, features(data.X, data.S, data.cell), data.Y, start)
-    return Composite(data, gp, correlation(gp, data.Y))
+    return Composite(data, gp, correlation(gp, data.Y), additive(data))
+
+
+def additive(data: Dataset) -> bool:
+    """Whether the objective is a sum of what is modelled, as far as it matters.
+
+    A sum of transformed metrics is one where no run that is bad is good by it. Of one metric it always is: that orders
+    runs as its transform does.
+    """
+    outcome = data.outcome
+    if outcome.columns is not None and outcome.columns.nonlinear is not None:
+        return False
+    if outcome.least is None or outcome.reach is None or len(outcome.parts) > 1 or len(outcome.sd) - outcome.limits < 2:
+        return True
+    least, level = outcome.least[data.cell], Level(outcome.best[data.cell], torch.zeros_like(data.Y))
+    shift, gain = outcome.affine(level)
+    size = least if outcome.relative else torch.ones_like(least)
+    seems = ((shift - gain * data.Y) @ outcome.weight - least) / size
+    true = (outcome.backward(data.Y, level)[0] @ outcome.weight - least) / size
+    return not bool(((seems <= outcome.reach) & (true > MISTAKEN * outcome.reach)).any())
 
 
 def correlation(gp: Surrogate, Y: Tensor) -> Tensor:

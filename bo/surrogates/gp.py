@@ -205,6 +205,11 @@ class GaussianProcess:
         return tuple(kernel.bent(self.F) for kernel in self.kernels)
 
     @property
+    def log_evidence(self) -> float:
+        """Log density of the outcomes and the hyperparameters together, up to a constant."""
+        return -LogPosterior(self.layout, self.F[: len(self.Y)], self.Y.numpy()).loss(self.theta.numpy().reshape(-1))[0]
+
+    @property
     def noise(self) -> Tensor:
         """Variance of a run about the metric it measures, shape (p,)."""
         return self.hyper.noise
@@ -227,6 +232,14 @@ class GaussianProcess:
             variance[i] = np.maximum(kernel.diagonal(A) - np.einsum("nb,nb->b", half, half), 1e-10 * kernel.amplitude)
             parts.append((A, slope, half))
         return torch.from_numpy(mean), torch.from_numpy(variance), parts
+
+    def mean(self, at: Inputs) -> Tensor:
+        """The mean of `posterior` alone: p x b."""
+        if at.F.requires_grad and torch.is_grad_enabled():
+            return self.posterior(at)[0]
+        F = at.F.detach().numpy()
+        parts = zip(self.kernels, self.bent, self.alpha, strict=True)
+        return torch.from_numpy(np.stack([k.between(k.bent(F), bent)[0] @ alpha for k, bent, alpha in parts]))
 
     def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
         """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each."""

@@ -105,7 +105,7 @@ class Layout:
         table = [
             Block("lengthscale", (self.G,), np.log(0.5 * stretch), math.inf, ln(0.03), ln(30.0)),
             Block("amplitude", (), ln(2.0), 1.0, ln(0.02), ln(200.0)),
-            Block("noise", (), ln(4e-3), 1.0, ln(1e-6), ln(1.0)),
+            Block("noise", (), ln(3e-4), 2.5, ln(1e-8), ln(1.0)),
         ]
         if self.shares:
             table.append(Block("linear", (), ln(0.5), 1.5, ln(1e-3), ln(100.0)))

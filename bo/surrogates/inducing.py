@@ -96,6 +96,10 @@ class InducingGP:
         variance = diagonal(at, self.hyper, self.layout) - explained.square().sum(-2) + regained.square().sum(-2)
         return mean, variance.clamp_min(1e-10 * self.hyper.amplitude[:, None])
 
+    def mean(self, at: Inputs) -> Tensor:
+        """The mean of `posterior` alone: p x b."""
+        return self._reduced(at)[0]
+
     def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
         """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each, all of one scale."""
         mean, *parts = self._reduced(at)

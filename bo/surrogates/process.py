@@ -72,13 +72,13 @@ class Standard:
 class Process:
     """The posterior of p metrics.
 
-    known: p x k x E, the points it is conditioned on, of which the first n have been measured and bear on the mean by
+    trend: the prior mean. known: p x k x E, the points it is conditioned on, of which the first n have been measured and bear on the mean by
     alpha (p x n). chol: p x k x k, of their covariance. variance: p, what `noise` and jitter are measured by. left_out:
     leave-one-out means and variances, n x p each. remembered: what `memory` returns.
     """
 
     features: Features
-    mean: Mean
+    trend: Mean
     embed: Embed
     kernel: Kernel
     variance: Tensor
@@ -95,6 +95,10 @@ class Process:
         mean, half = self._reduced(at, u)
         prior = self.kernel(u[..., None, :], u[..., None, :])[..., 0, 0]
         return mean, (prior - half.square().sum(-2)).clamp_min(1e-10 * self.variance[:, None])
+
+    def mean(self, at: Inputs) -> Tensor:
+        """The mean of `posterior` alone: p x b."""
+        return self._reduced(at, self.embed(at))[0]
 
     def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
         """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each."""
@@ -113,7 +117,7 @@ class Process:
     def _reduced(self, at: Inputs, u: Tensor) -> tuple[Tensor, Tensor]:
         """Mean at b points (p x b), and what `known` explains of their covariance as half' half (half: p x k x b)."""
         cross = self.kernel(u, self.known)  # p x b x k
-        mean = self.mean(at) + (cross[..., : self.alpha.shape[-1]] @ self.alpha[..., None]).squeeze(-1)
+        mean = self.trend(at) + (cross[..., : self.alpha.shape[-1]] @ self.alpha[..., None]).squeeze(-1)
         return mean, torch.linalg.solve_triangular(self.chol, cross.mT, upper=False)
 
     def believe(self, at: Inputs) -> Process:

@@ -140,6 +140,10 @@ class ScaleShiftGP:
         prior = diagonal(at, self.hyper, self.layout)
         return mean, (prior - half.square().sum(-2)).clamp_min(1e-10 * self.hyper.amplitude[:, None])
 
+    def mean(self, at: Inputs) -> Tensor:
+        """The mean of `posterior` alone: p x b."""
+        return (kernel(at, self.inputs, self.hyper, self.layout) @ self.alpha).squeeze(-1)
+
     def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
         """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each, all of one scale."""
         mean, half = self._reduced(at)

@@ -30,6 +30,9 @@ class Surrogate(Protocol):
     def posterior(self, at: Inputs) -> tuple[Tensor, Tensor]:
         """Mean and variance of the noise-free metrics at b points: p x b each, differentiable in `at.F`."""
 
+    def mean(self, at: Inputs) -> Tensor:
+        """The mean of `posterior` alone: p x b."""
+
     def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
         """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each, all of one scale.
 
@@ -65,6 +68,7 @@ class Fit(Protocol):
 #: very many runs "inducing".
 SURROGATES: dict[str, str] = {
     "gp": "bo.surrogates.gp:fit",
+    "gp_averaged": "bo.surrogates.averaged:fit",
     "scale_shift": "bo.surrogates.scale_shift:fit",
     "saas": "bo.surrogates.sparse_axes:fit",
     "inducing": "bo.surrogates.inducing:fit",

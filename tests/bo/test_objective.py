@@ -8,10 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bo import AtLeast, AtMost, Maximize, Minimize, Pareto, WeightedSum
+from bo import AtLeast, AtMost, Function, Largest, Maximize, Minimize, Pareto, WeightedSum
 from bo.objective import from_json, hypervolume, reference_point, to_json, undominated
 
 MEMORY = AtMost("memory_gb", 80)
+
+
+def ratio(metrics):
+    return metrics["loss"] / metrics["speed"]
+
+
+def log_gap(metrics):
+    return math.log(metrics["loss"] - 1)
+
+
+def words(metrics):
+    return str(metrics)
+
+
+RATIO = Function(ratio, ("loss", "speed"))
 
 
 @pytest.mark.parametrize(
@@ -23,6 +38,10 @@ MEMORY = AtMost("memory_gb", 80)
         Minimize("loss", subject_to=[MEMORY, AtLeast("acc", 0.5)]),
         Maximize("acc", subject_to=MEMORY),
         WeightedSum({"a": 0.25}, subject_to=[MEMORY]),
+        Largest("b", "a"),
+        Largest("a", "b", weights={"b": -2}, subject_to=[MEMORY]),
+        RATIO,
+        Function(ratio, ["loss", "speed"], subject_to=MEMORY),
         Pareto("loss", Maximize("speed")),
         Pareto("loss", WeightedSum({"loss": 1.0, "time": 0.1}), subject_to=[MEMORY], reference=[3, 10]),
     ],
@@ -89,6 +108,35 @@ def test_the_reference_lies_a_tenth_of_the_fronts_range_beyond_it():
     assert reference_point([(0.0, 0.0)]) == pytest.approx((0.1, 0.1))
 
 
+def test_the_largest_metric_counts_after_weights():
+    assert Largest("a", "b").value({"a": 1.0, "b": 3.0, "c": 9.0}) == 3.0
+    objective = Largest("loss", "acc", weights={"acc": -2.0}, subject_to=[MEMORY])
+    assert objective.value({"loss": -1.5, "acc": 0.5, "memory_gb": 1.0}) == -1.0
+    assert objective.metrics == ("loss", "acc", "memory_gb")
+    assert objective.parts == (objective,)
+    for metrics in ({"a": math.nan, "b": 1.0}, {"a": 1.0, "b": math.nan}):
+        assert math.isnan(Largest("a", "b").value(metrics))
+
+
+def test_a_function_of_metrics_is_asked_about_those_it_names():
+    assert RATIO.value({"loss": 3.0, "speed": 2.0, "other": 1.0}) == 1.5
+    assert RATIO.shown(1.5) == 1.5
+    assert RATIO.missing({"loss": 1.0}) == ["speed"]
+    assert math.isnan(RATIO.value({"loss": 3.0, "speed": 0.0}))
+    assert math.isnan(RATIO.value({"loss": math.inf, "speed": 1.0}))
+    assert math.isnan(Function(log_gap, ["loss"]).value({"loss": 0.5}))
+
+
+def test_a_function_read_from_json_is_equal_but_not_at_hand():
+    read = from_json(json.loads(json.dumps(to_json(RATIO))))
+    assert read == RATIO
+    assert read.lacking == RATIO.stored.reference
+    assert RATIO.lacking is None
+    assert read != Function(log_gap, ("loss", "speed"))
+    with pytest.raises(ValueError, match=r"test_objective:ratio is not at hand; hand it in by Study\.open"):
+        read.value({"loss": 1.0, "speed": 1.0})
+
+
 def test_values_are_minimised_and_shown_in_the_users_sign():
     assert Minimize("loss").value({"loss": 2.0}) == 2.0
     assert Maximize("acc").value({"acc": 0.9}) == -0.9
@@ -119,6 +167,18 @@ def test_a_metric_that_is_not_a_number_makes_the_value_not_finite():
         (lambda: Minimize("loss", subject_to=[MEMORY, AtMost("memory_gb", 40)]), "two limits AtMost of 'memory_gb'"),
         (lambda: Minimize("loss", subject_to=[MEMORY, AtLeast("memory_gb", 90)]), "limits that no 'memory_gb' keeps"),
         (lambda: Minimize("loss", subject_to=[MEMORY]).value({"loss": 1.0}), r"no metric \['memory_gb'\]"),
+        (lambda: Largest("a"), "at least 2 metrics, got 1"),
+        (lambda: Largest("a", "a"), r"metrics that differ, got \['a', 'a'\]"),
+        (lambda: Largest("a", ""), "name of a metric, got ''"),
+        (lambda: Largest("a", "b", weights={"c": 1.0}), r"weights for \['c'\]"),
+        (lambda: Largest("a", "b", weights={"b": 0}), "finite weight other than 0 for 'b', got 0"),
+        (lambda: Largest("a", "b", weights=[1, 2]), r"dictionary of metrics and numbers, got \[1, 2\]"),
+        (lambda: Function(ratio, ()), "at least one name"),
+        (lambda: Function(ratio, "loss"), "list of at least one name, got 'loss'"),
+        (lambda: Function("ratio", ["loss"]), "The objective must be a function, got 'ratio'"),
+        (lambda: Function(ratio, ["loss"]).value({"loss": 1.0}), "raised KeyError"),
+        (lambda: Function(words, ["loss"]).value({"loss": 1.0}), "must return a number, got"),
+        (lambda: Pareto("loss", Largest("a", "b")), "Minimize, Maximize or WeightedSum, got Largest"),
         (lambda: Pareto("loss"), "at least 2 objectives, got 1"),
         (lambda: Pareto("loss", "loss"), "objectives that differ"),
         (lambda: Pareto("loss", 3), "got 3"),

@@ -25,6 +25,7 @@ from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Space
 
 SURROGATES = {
     "gp": "bo.surrogates.gp:fit",
+    "gp_averaged": "bo.surrogates.averaged:fit",
     "scale_shift": "bo.surrogates.scale_shift:fit",
     "deep_kernel": "bo.surrogates.deep_kernel:fit",
     "infinite_network": "bo.surrogates.infinite_network:fit",

@@ -1,0 +1,127 @@
+"""Several Gaussian processes for the same metrics, weighted, as one: the moments of their mixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bo.surrogates.features import Features, Inputs
+from bo.surrogates.gp import GaussianProcess
+from bo.surrogates.hyperparameters import BELIEVED_NOISE
+from bo.surrogates.scale_shift import ScaleShiftGP, cholesky
+
+#: Variances below this are rounding; outcomes are standardised.
+LEAST = 1e-10
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The mixture of K posteriors of p metrics, by its mean and covariance. weight: p x K, each row sums to one.
+
+    remembered: what the next fit starts from, as JSON. believed: r points, with the Cholesky factors p x r x r of their
+    posterior covariance, or none.
+    """
+
+    members: tuple[GaussianProcess | ScaleShiftGP, ...]
+    weight: Tensor
+    remembered: dict[str, Any]
+    believed: tuple[Inputs, Tensor] | None = None
+
+    @property
+    def features(self) -> Features:
+        """What makes its inputs of encoded points."""
+        return self.members[0].features
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Variance of a run about the metric it measures, shape (p,)."""
+        return (self.weight * torch.stack([member.noise for member in self.members], dim=-1)).sum(-1)
+
+    @cached_property
+    def lengthscale(self) -> Tensor:
+        """What the squared distance along each group of features counts with, as a lengthscale: p x G."""
+        inverse = torch.stack([member.hyper.lengthscale.pow(-2) for member in self.members], dim=-1)
+        return (self.weight[:, None] * inverse).sum(-1).rsqrt()
+
+    def posterior(self, at: Inputs) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the noise-free metrics at b points: p x b each."""
+        each = [member.posterior(at) for member in self.members]
+        mean, variance = (torch.stack(found) for found in zip(*each, strict=True))  # K x p x b
+        weight = self.weight.T[..., None]
+        centre = (weight * mean).sum(0)
+        spread = (weight * (variance + (mean - centre).square())).sum(0)
+        if self.believed is not None:
+            spread = spread - self._known(at).square().sum(-2)
+        return centre, spread.clamp_min(LEAST)
+
+    def mean(self, at: Inputs) -> Tensor:
+        """The mean of `posterior` alone: p x b."""
+        return self.posterior(at)[0]
+
+    def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
+        """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each, all of one scale."""
+        each = [member.joint(at, q) for member in self.members]
+        mean, covariance = (torch.stack(found) for found in zip(*each, strict=True))
+        weight = self.weight.T[..., None, None]
+        centre = (weight * mean).sum(0)
+        away = mean - centre
+        spread = (weight[..., None] * (covariance + away[..., :, None] * away[..., None, :])).sum(0)
+        if self.believed is not None:
+            half = self._known(at)
+            half = half.reshape(*half.shape[:2], -1, q).transpose(1, 2)  # p x b x r x q
+            spread = spread - half.mT @ half
+        return centre, spread
+
+    def covariance(self, at: Inputs, other: Inputs) -> Tensor:
+        """Posterior covariance between b and k points: p x b x k."""
+        found = self._covariance(at, other)
+        return found if self.believed is None else found - self._known(at).mT @ self._known(other)
+
+    def _covariance(self, at: Inputs, other: Inputs) -> Tensor:
+        """`covariance` without what is believed."""
+        weight = self.weight.T[..., None]
+        covariance = torch.stack([member.covariance(at, other) for member in self.members])  # K x p x b x k
+        away = []
+        for points in (at, other):
+            mean = torch.stack([member.posterior(points)[0] for member in self.members])
+            away.append(mean - (weight * mean).sum(0))
+        found: Tensor = (weight[..., None] * (covariance + away[0][..., :, None] * away[1][..., None, :])).sum(0)
+        return found
+
+    def _known(self, at: Inputs) -> Tensor:
+        """What believed points explain of the covariance of b points, as half' half: p x r x b."""
+        assert self.believed is not None
+        points, chol = self.believed
+        half: Tensor = torch.linalg.solve_triangular(chol, self._covariance(points, at), upper=False)
+        return half
+
+    def believe(self, at: Inputs) -> Ensemble:
+        """Conditioned on its own posterior mean at r points: there the variance shrinks, no mean changes.
+
+        It is the mixture's covariance that is conditioned: members that stay apart would leave it uncertain there.
+        """
+        with torch.no_grad():
+            points = at if self.believed is None else self.believed[0].join(at)
+            open = self._covariance(points, points)
+            noise = (BELIEVED_NOISE * self.noise)[:, None, None] * torch.eye(len(points), dtype=torch.float64)
+            chol = cholesky(open + noise, open.diagonal(dim1=-2, dim2=-1).mean(-1))
+        return replace(self, believed=(points, chol))
+
+    def leave_one_out(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every run's metrics given the others, noise included: n x p each.
+
+        Each member's are exact; the weights are those of all runs.
+        """
+        each = [member.leave_one_out() for member in self.members]
+        mean, variance = (torch.stack(found) for found in zip(*each, strict=True))  # K x n x p
+        weight = self.weight.T[:, None]
+        centre = (weight * mean).sum(0)
+        return centre, (weight * (variance + (mean - centre).square())).sum(0)
+
+    def memory(self) -> dict[str, Any]:
+        """What the next fit starts from, as JSON."""
+        return dict(self.remembered)
