@@ -23,6 +23,7 @@ from bo.surrogates.composite import Belief, Composite, combined
 from bo.surrogates.features import Features
 from bo.surrogates.gp import GaussianProcess
 from bo.surrogates.hyperparameters import NumericalError
+from bo.surrogates.nonlinear import NonlinearBelief
 from bo.surrogates.scale_shift import ScaleShiftGP
 from search_spaces import Integer, Real, Scale, Space
 from search_spaces.parameter import Array
@@ -185,10 +186,17 @@ def foretold(model: Composite, ids: Sequence[int], sign: float) -> tuple[tuple[L
     runs, scores = [], []
     for i in range(len(data.Y)):
         level = outcome.level(data.S[i])
-        metrics, slope = outcome.backward(mean[i], level)
-        sd = float(combined(outcome.weight * slope, variance[i][:, None], model.correlation)[0].sqrt())
-        measured = float(outcome.weight @ outcome.backward(data.Y[i], level)[0])
-        centre = float(outcome.weight @ metrics)
+        belief = model.at(data.scales[int(data.cell[i])])
+        if isinstance(belief, NonlinearBelief):
+            utility, spread, _ = belief.moments(mean[i][:, None], variance[i][:, None])
+            exact, _, _ = belief.moments(data.Y[i][:, None], torch.zeros_like(variance[i][:, None]))
+            centre, measured = float(belief.minimised(utility)), float(belief.minimised(exact))
+            sd = float(belief.minimised(utility - spread) - belief.minimised(utility + spread)) / 2
+        else:
+            metrics, slope = outcome.backward(mean[i], level)
+            sd = float(combined(outcome.weight * slope, variance[i][:, None], model.correlation)[0].sqrt())
+            measured = float(outcome.weight @ outcome.backward(data.Y[i], level)[0])
+            centre = float(outcome.weight @ metrics)
         others = int((data.cell == data.cell[i]).sum()) - 1
         half = float(stdtrit(others + 2, 0.95)) * sd  # as in `Composite.predict`
         low, high = sorted((sign * (centre - half), sign * (centre + half)))

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bo import JournalError, Pareto, Study, TrainingBroken, Trial, journal, ports, run
+from bo import Function, JournalError, Pareto, Study, TrainingBroken, Trial, journal, ports, run
 from bo.events import metrics_to_json
 from bo.ports import Executor
 from bo.run import request_stop
@@ -295,12 +295,12 @@ def _without_secrets(words: Sequence[str]) -> list[str]:
 
 def _status(options: argparse.Namespace) -> int:
     driver = journal.holder(options.dir) if journal.in_use(options.dir) else None
-    print(status(Study.open(options.dir), driver))
+    print(status(_with_functions(options.dir), driver))
     return 0
 
 
 def _best(options: argparse.Namespace) -> int:
-    study = Study.open(options.dir)
+    study = _with_functions(options.dir)
 
     def plain(trial: Trial) -> dict[str, Any]:
         metrics = metrics_to_json(trial.metrics or {}, ())
@@ -367,10 +367,11 @@ def _diagnose(options: argparse.Namespace) -> int:
 def _with_functions(folder: Path) -> Study:
     """The study; functions among its constraints are taken from the file it was run with, and known by their hash."""
     study = Study.open(folder)
-    if not study.space.lacking or study.training is None:
+    lacking = study.space.lacking or (isinstance(study.objective, Function) and study.objective.lacking)
+    if not lacking or study.training is None:
         return study
-    file = TrainingFile(Path(study.training["file"]), tuple(study.training["args"]))
-    return Study.open(folder, space=file.load().space)
+    loaded = TrainingFile(Path(study.training["file"]), tuple(study.training["args"])).load()
+    return Study.open(folder, space=loaded.space, objective=loaded.objective)
 
 
 def _scale(text: str) -> dict[str, float | str]:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bo import AtMost, Maximize, Minimize, Pareto, Study, Trial, WeightedSum
+from bo import AtMost, Pareto, Study, Trial, WeightedSum
+from bo.objective import Single
 from bo.ports import ELSEWHERE
 from search_spaces import Curve, Scale, SwitchedMixture
 
@@ -180,7 +181,7 @@ def summary(study: Study, how: str = "") -> str:
     return "\n".join(lines)
 
 
-def _best_summary(study: Study, objective: Minimize | Maximize | WeightedSum) -> list[str]:
+def _best_summary(study: Study, objective: Single) -> list[str]:
     """The best trial, what was predicted of it, and what it gains over the user's recipe."""
     best = study.best()
     if best is None or best.metrics is None:

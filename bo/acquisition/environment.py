@@ -111,31 +111,39 @@ def widened(data: Dataset) -> Dataset:
 
 @dataclass(frozen=True)
 class AveragedBelief(Belief):
-    """What is believed of the average: a `Belief` for which the environment of a point does not matter."""
+    """What is believed of the average: a `Belief` for which the environment of a point does not matter.
+
+    each: what is believed in every environment by itself.
+    """
 
     environments: Environments
+    each: Belief
 
     @classmethod
     def over(cls, belief: Belief, environments: Environments) -> AveragedBelief:
-        return cls(**{f.name: getattr(belief, f.name) for f in fields(belief)}, environments=environments)
+        given = {f.name: getattr(belief, f.name) for f in fields(Belief)}
+        return cls(**given, environments=environments, each=belief)
+
+    def believe(self, X: Tensor) -> AveragedBelief:
+        return self.over(self.each.believe(X), self.environments)
 
     def value(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the average at b x d points: b each."""
-        mean, covariance = super().joint(self.environments.everywhere(X))  # b x E, b x E x E
+        mean, covariance = self.each.joint(self.environments.everywhere(X))  # b x E, b x E x E
         weights = self.environments.weights
         return mean @ weights, (covariance @ weights @ weights).clamp_min(1e-300).sqrt()
 
     def mean(self, X: Tensor) -> Tensor:
         """Mean of the average at b x d points: b."""
         places = self.environments.everywhere(X)  # b x E x d
-        return super().mean(places.reshape(-1, X.shape[-1])).reshape(places.shape[:2]) @ self.environments.weights
+        return self.each.mean(places.reshape(-1, X.shape[-1])).reshape(places.shape[:2]) @ self.environments.weights
 
     def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (b x q) and covariance (b x q x q) of the average at b groups of q points, X: b x q x d."""
         b, q, d = X.shape
         weights = self.environments.weights
         E = len(weights)
-        mean, covariance = super().joint(self.environments.everywhere(X).reshape(b, q * E, d))
+        mean, covariance = self.each.joint(self.environments.everywhere(X).reshape(b, q * E, d))
         averaged = torch.einsum("bqerf,e,f->bqr", covariance.reshape(b, q, E, q, E), weights, weights)
         return mean.reshape(b, q, E) @ weights, averaged
 
@@ -144,21 +152,21 @@ class AveragedBelief(Belief):
         d, weights = X.shape[-1], self.environments.weights
         b, k, E = len(X), len(Z), len(weights)
         points = [self.environments.everywhere(points).reshape(-1, d) for points in (X, Z)]
-        return torch.einsum("bekf,e,f->bk", super().covariance(*points).reshape(b, E, k, E), weights, weights)
+        return torch.einsum("bekf,e,f->bk", self.each.covariance(*points).reshape(b, E, k, E), weights, weights)
 
     @property
     def noise(self) -> Tensor:
         """Variance of the average of one run in each environment, shape ()."""
-        return super().noise * self.environments.weights.square().sum()
+        return self.each.noise * self.environments.weights.square().sum()
 
     def explained(self, X: Tensor) -> Tensor:
         """By how much a run at each of b points in each environment shrinks the variance of the average there: b x E.
 
         It is Cov(average, f_e)^2 / (Var f_e + noise of a run).
         """
-        _, covariance = super().joint(self.environments.everywhere(X))  # b x E x E
+        _, covariance = self.each.joint(self.environments.everywhere(X))  # b x E x E
         about = covariance @ self.environments.weights  # b x E
-        return about.square() / (covariance.diagonal(dim1=-2, dim2=-1) + super().noise)
+        return about.square() / (covariance.diagonal(dim1=-2, dim2=-1) + self.each.noise)
 
     def most_telling(self, x: Tensor, cost: Tensor | None = None) -> Tensor:
         """x (d,) in the environment whose run tells most about the average there, per cost (E; equal by default)."""

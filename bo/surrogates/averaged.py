@@ -3,6 +3,9 @@
 Snoek et al. 2012, "Practical Bayesian Optimization of Machine Learning Algorithms", section 3.2. Draws come from a
 short Hamiltonian chain for each metric that starts at the maximum a posteriori, in coordinates in which the posterior
 about it is as wide in every direction: there one trajectory of a quarter turn is a draw of its own.
+
+After few runs it foretells others better than one process does, and its intervals are truer; but searches by it were no
+shorter and took three times the seconds (experiments/hyperparameter_averaging.py), so it is not the usual one.
 """
 
 from __future__ import annotations

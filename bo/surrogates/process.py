@@ -72,9 +72,9 @@ class Standard:
 class Process:
     """The posterior of p metrics.
 
-    trend: the prior mean. known: p x k x E, the points it is conditioned on, of which the first n have been measured and bear on the mean by
-    alpha (p x n). chol: p x k x k, of their covariance. variance: p, what `noise` and jitter are measured by. left_out:
-    leave-one-out means and variances, n x p each. remembered: what `memory` returns.
+    trend: the prior mean. known: p x k x E, the points it is conditioned on, of which the first n have been measured and
+    bear on the mean by alpha (p x n). chol: p x k x k, of their covariance. variance: p, what `noise` and jitter are
+    measured by. left_out: leave-one-out means and variances, n x p each. remembered: what `memory` returns.
     """
 
     features: Features

@@ -39,7 +39,7 @@ def test_the_logarithm_of_seconds_is_learned() -> None:
     assert float(error.abs().median()) < 0.1
     at = X.clone().requires_grad_()
     (slope,) = torch.autograd.grad(model(at).sum(), at)
-    assert float(slope[:, 0].median()) == pytest.approx(3, abs=0.5)
+    assert float(slope[:, 0].median()) == pytest.approx(3, abs=0.8)
 
 
 def test_doubling_every_cost_halves_the_utility_and_leaves_the_arg_max() -> None:
