@@ -357,7 +357,10 @@ class Function(_Single):
             raise ValueError(f"The objective {self.stored.reference} raised {error!r} for {given}.") from error
         if isinstance(answer, (str, complex)) or not hasattr(answer, "__float__"):
             raise ValueError(f"The objective {self.stored.reference} must return a number, got {answer!r}.")
-        return float(answer)
+        try:
+            return float(answer)
+        except Exception as error:  # an array of several numbers, say
+            raise ValueError(f"The objective {self.stored.reference} must return a number, got {answer!r}.") from error
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -21,6 +21,8 @@ from search_spaces.parameter import Array
 
 #: Two points this close in every coordinate, with the same choices, are the same run.
 SAME = 1e-3
+#: Two that run at once should be this far apart in some coordinate: what the first will tell is not known yet.
+APART = 1e-2
 #: A share below the cube of this, above its floor, is nothing.
 TRACE = 0.03
 RAW = 512
@@ -31,8 +33,9 @@ RESTARTS = 6
 #: Of the leading raw points so many are looked at for a new one, before all of them are.
 LEADING = 32
 ITERATIONS = 40
-#: Where there is a pool already (the further points of a batch), fewer starts and shorter ways do.
-QUICK = (2, 12)
+#: Where there is a pool already (the further points of a batch), fewer starts and shorter ways do; and fewer still
+#: for all but the first of those.
+QUICK, QUICKEST = (2, 12), (1, 4)
 ROUNDS = 3
 #: Halvings of the way back from a point that a predicate forbids, and random steps (rounds x points) along borders.
 HALVINGS = 20
@@ -55,20 +58,23 @@ def maximise(
     taken: Tensor,
     rng: np.random.Generator,
     pool: Tensor | None = None,
+    effort: tuple[int, int] = QUICK,
+    waiting: Tensor | None = None,
 ) -> Found:
     """The best allowed point of `space`, which is that of one scale (`Space.at`), that is not `taken`.
 
     incumbents: k x d good points, best first, around which is searched closely; they may be returned unless taken.
     taken: points (r x d) that must not be returned; where everything found is among them (a small discrete space that
     is exhausted), the best of all is returned with `new` False. pool: what `draw_pool` gave, to search from it with
-    little effort. ValueError when the space has no allowed point.
+    little `effort`: starts, and steps of the ascent. waiting: points (r x d), of runs under way, that are kept APART from
+    where there is anything else. ValueError when the space has no allowed point.
     """
     quick = pool is not None
     raw = draw_pool(space, incumbents, rng) if pool is None else pool
     values = _values(acquisition, raw)
     acquisition = within(acquisition, space)
     order = torch.argsort(values, descending=True, stable=True)
-    starts, iterations = QUICK if quick else (RESTARTS, ITERATIONS)
+    starts, iterations = effort if quick else (RESTARTS, ITERATIONS)
     refined = ascend(acquisition, space, raw[_spread(raw[order], starts, order)], iterations)
     best = refined[_values(acquisition, refined).argmax()]
     if not quick:
@@ -76,13 +82,16 @@ def maximise(
     if space.constraints:
         best = walk(acquisition, space, best, rng)
     top = torch.cat([best[None], refined])
-    for found in (torch.cat([top, without_traces(space, top), raw[order[:LEADING]]]), raw[order[LEADING:]]):
-        settled = settle(space, found)
-        settled = settled[allowed(space, settled)]
-        new = ~same(settled, taken)
-        if new.any():
-            values = torch.where(new, _values(acquisition, settled), -math.inf)
-            return Found(settled[values.argmax()], float(values.max()), True)
+    leading = torch.cat([top, without_traces(space, top), raw[order[:LEADING]]])
+    crowded = raw[:0] if waiting is None else waiting
+    for near in (APART, SAME):
+        for found in (leading, raw[order[LEADING:]]):
+            settled = settle(space, found)
+            settled = settled[allowed(space, settled)]
+            new = ~same(settled, taken) & ~same(settled, crowded, near)
+            if new.any():
+                values = torch.where(new, _values(acquisition, settled), -math.inf)
+                return Found(settled[values.argmax()], float(values.max()), True)
     best = settle(space, best[None])
     return Found(best[0], float(_values(acquisition, best)[0]), False)
 
@@ -288,11 +297,11 @@ def allowed(space: Space, X: Tensor) -> Tensor:
     return torch.as_tensor(space.satisfies(space.decode_all(X.clamp(0, 1).numpy())), dtype=torch.bool)
 
 
-def same(X: Tensor, taken: Tensor) -> Tensor:
+def same(X: Tensor, taken: Tensor, near: float = SAME) -> Tensor:
     """Which of b x d points are, for the purpose of a run, among r x d others: b booleans."""
     if not len(taken):
         return torch.zeros(len(X), dtype=torch.bool)
-    return (torch.cdist(X, taken, p=math.inf) < SAME).any(-1)
+    return (torch.cdist(X, taken, p=math.inf) < near).any(-1)
 
 
 def _spread(ordered: Tensor, count: int, order: Tensor) -> Tensor:

@@ -182,7 +182,11 @@ class Recommendation:
 
 
 class Policy(Protocol):
-    """Decides what to run next: a pure function of its settings, the history and the generator."""
+    """Decides what to run next: a pure function of its settings, the history and the generator.
+
+    It may have a method `check(space, objective)` too, with ValueError for settings that do not fit them, which
+    `Study.create` asks.
+    """
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
         """At most `n` proposals; none when nothing more is worth running or affordable under `history.limits`."""

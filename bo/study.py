@@ -86,8 +86,12 @@ class Study:
             raise ValueError(f"There is no policy named {policy!r}; there are {', '.join(sorted(ports.POLICIES))}.")
         if policy == "ladder" and not space.fidelity:
             raise ValueError("The ladder climbs scales; give the space a fidelity=, or choose policy='bayes'.")
+        if policy == "trust_region" and isinstance(objective, Pareto):
+            raise ValueError("A trust region needs one best run, and a Pareto objective has none; take policy='bayes'.")
         if settings:
-            _make_policy(policy, settings)
+            check = getattr(_make_policy(policy, settings), "check", None)
+            if check is not None:
+                check(space, objective)
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)

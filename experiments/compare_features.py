@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from bo import History, Trial, WeightedSum, dataset
 from bo.policies.design import reproducible
 from bo.ports import Limits
-from bo.surrogates import composite, scale_shift
+from bo.surrogates import composite, hyperparameters
 from search_spaces import FAMILIES, Mixture, Scale, Schedule, Space
 
 STEPS = 1000
@@ -93,11 +93,11 @@ def mixtures(tables: Path, seeds: int) -> None:
         for seed in range(seeds):
             chosen = [train[i] for i in np.random.default_rng(seed).permutation(len(train))[:n]]
             found["learned"].append(correlation(space, chosen, test, seed))
-            enough, scale_shift.ENOUGH_MIXTURES = scale_shift.ENOUGH_MIXTURES, len(train)
+            enough, hyperparameters.ENOUGH_MIXTURES = hyperparameters.ENOUGH_MIXTURES, len(train)
             try:
                 found["fixed"].append(correlation(space, chosen, test, seed))
             finally:
-                scale_shift.ENOUGH_MIXTURES = enough
+                hyperparameters.ENOUGH_MIXTURES = enough
         show(f"RegMix, {n} mixtures", found)
 
 

@@ -13,7 +13,6 @@ noise-free regret of the best run. Everything is the median over seeds with the 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,16 +30,11 @@ from bo.optimize import maximise
 from bo.policies.design import reproducible, sobol
 from bo.surrogates.composite import Composite, correlation
 from bo.surrogates.features import Features
+from bo.surrogates.surrogate import SURROGATES
+from experiments.compare.problems import blackbox
 from search_spaces import Choice, Integer, Mixture, Real, Scale, Space
 
-SURROGATES = {
-    "gp": "bo.surrogates.gp:fit",
-    "deep_kernel": "bo.surrogates.deep_kernel:fit",
-    "infinite_network": "bo.surrogates.infinite_network:fit",
-    "deep_ensemble": "bo.surrogates.deep_ensemble:fit",
-    "hamiltonian_network": "bo.surrogates.hamiltonian_network:fit",
-    "random_forest": "bo.surrogates.random_forest:fit",
-}
+COMPARED = ("gp", "deep_kernel", "infinite_network", "deep_ensemble", "hamiltonian_network", "random_forest")
 SIZES = (10, 30, 100)
 HELD_OUT = 300
 TABLES = ("steplaw-dense-214M", "mixlaw-redpajama")
@@ -111,9 +105,9 @@ SYNTHETIC = (
 )
 
 
-def disguised(blackbox: Any, name: str) -> Problem:
+def disguised(module: Any, name: str) -> Problem:
     """An emulator of a table at its target scale."""
-    box = blackbox.disguise(blackbox.get(name), "surrogates")
+    box = module.disguise(module.get(name), "surrogates")
     parameters: dict[str, Any] = {}
     for p in box.params:
         if p.type == "simplex":
@@ -204,17 +198,14 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, help="folder with blackbox.py; without it, synthetic problems only")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=30, help="of a search; 0 for none")
-    parser.add_argument("--surrogates", default=",".join(SURROGATES))
+    parser.add_argument("--surrogates", default=",".join(COMPARED))
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="runs to foretell from")
     parser.add_argument("--problems", help="some of them, by name")
     options = parser.parse_args()
     names = options.surrogates.split(",")
     problems = list(SYNTHETIC)
     if options.tables:
-        sys.path.insert(0, str(options.tables))
-        import blackbox
-
-        problems += [disguised(blackbox, name) for name in TABLES]
+        problems += [disguised(blackbox(options.tables), name) for name in TABLES]
     if options.problems:
         problems = [problem for problem in problems if problem.name in options.problems.split(",")]
     print(f"{'held out':<20}{'n':>4} {'':<21}{'log density':<26}{'error':<26}{'rank correlation':<26}seconds")

@@ -10,7 +10,6 @@ the noiseless value of its own recommendation above the optimum, after half of t
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
 from bo import Minimize
 from bo.policies.bayes import Bayes
@@ -137,9 +137,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     results = []
-    with ProcessPoolExecutor(options.workers) as pool:
+    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         grid = product(options.dimensions, options.functions, range(options.seeds), options.arms)
         for done in [pool.submit(search, arm, name, d, seed, options.trials) for d, name, seed, arm in grid]:
             result = done.result()

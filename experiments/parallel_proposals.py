@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from bo import Minimize, Study, Trial
 from bo.optimize import maximise
@@ -155,7 +155,7 @@ def proposals(folder: str, count: int) -> list[Mapping[str, Any]]:
 def without_rule(*args: Any, **kwargs: Any) -> Any:
     """`maximise`, where nothing is taken."""
     acquisition, space, incumbents, taken, rng, *rest = args
-    return maximise(acquisition, space, incumbents, taken[:0], rng, *rest, **kwargs)
+    return maximise(acquisition, space, incumbents, taken[:0], rng, *rest[:2])
 
 
 def close(configs: list[Mapping[str, Any]]) -> int:
@@ -184,9 +184,8 @@ def main() -> None:
     parser.add_argument("--problems", default=",".join(PROBLEMS))
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
     logging.disable(logging.WARNING)
-    with ProcessPoolExecutor(options.processes) as pool:
+    with ProcessPoolExecutor(options.processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         print(f"pairs of 28 within {CLOSE} decades in the same cell, {options.seeds} seeds: total (worst seed)")
         print(f"{'noise':<10}{'as it is':<14}without the rule")
         for noise in (0.0, 0.01, 0.1):

@@ -105,8 +105,8 @@ def windtunnel(space: Space, X: Array, y: Array, folder: Path, policy: str = "ba
         if value is not None:
             study.tell(len(study.trials) - 1, {"loss": value})
         (trial,) = study.ask()
-        if note := trial.note:
-            raise RuntimeError(f"Trial {trial.id} is not the model's: {note}")
+        if trial.note and trial.predicted is None:
+            raise RuntimeError(f"Trial {trial.id} is not the model's: {trial.note}")
         return space.encode(trial.config)
 
     return step

@@ -14,7 +14,6 @@ there), and what the proxies cost in target runs.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from bo.policies.design import sobol
 from bo.policies.sobol import Sobol
 from bo.ports import History, Policy
 from bo.trial import Trial
+from experiments.compare.problems import blackbox
 from search_spaces import Fidelity, Real, Scale, Space
 
 Cell = tuple[float, float]
@@ -60,14 +60,14 @@ class Problem:
         return 100 * ((float(shown) - self.box.b) / self.box.a / self.optimum - 1)
 
 
-def load(blackbox: Any, table: str, target: Cell) -> Problem:
+def load(module: Any, table: str, target: Cell) -> Problem:
     """The problem of one target, with every cheaper cell of its table."""
-    rows = blackbox.load_csv(f"steplaw/{table}.csv")
+    rows = module.load_csv(f"steplaw/{table}.csv")
     params = rows["params_nonemb" if table == "dense" else "params_active"]
     known = {(float(n), float(d)) for n, d in zip(params, rows["tokens"], strict=True)}
     pairs = [cell for cell in known if cell[0] * cell[1] < target[0] * target[1]] + [target]
-    inner = blackbox.StepLaw(f"{table} {target[0] / 1e6:.0f}M, {target[1] / 1e9:g}B tokens", table, sorted(pairs))
-    box = blackbox.disguise(inner, "replay")
+    inner = module.StepLaw(f"{table} {target[0] / 1e6:.0f}M, {target[1] / 1e9:g}B tokens", table, sorted(pairs))
+    box = module.disguise(inner, "replay")
     ranges = {name: [getattr(f, name) for f in box.fidelities] for name in ("params", "tokens")}
     # A constant axis is no range; widening it changes nothing, since only logarithms of ratios enter.
     axes = {name: Real(min(values), max(values) * (1 + 1e-6)) for name, values in ranges.items()}
@@ -119,13 +119,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--runs", type=int, default=10, help="target runs of a search")
     args = parser.parse_args()
-    sys.path.insert(0, str(args.tables))
-    import blackbox
-
+    module = blackbox(args.tables)
     everything: dict[str, list[list[float]]] = {}
     costs: dict[str, list[float]] = {}
     print(f"median regret in percent after {', '.join(map(str, CHECKPOINTS))} target runs; {args.seeds} seeds")
-    for problem in (load(blackbox, table, target) for table, targets in TARGETS.items() for target in targets):
+    for problem in (load(module, table, target) for table, targets in TARGETS.items() for target in targets):
         print(problem.box.inner.name, flush=True)
         entries: list[tuple[str, Policy, int, int]] = [("sobol", Sobol(), 0, 0), ("target alone", Bayes(), 0, 0)]
         entries += [(name, Bayes(), each, cells) for name, (each, cells) in DESIGNS.items()]

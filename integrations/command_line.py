@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -295,7 +296,11 @@ def _without_secrets(words: Sequence[str]) -> list[str]:
 
 def _status(options: argparse.Namespace) -> int:
     driver = journal.holder(options.dir) if journal.in_use(options.dir) else None
-    print(status(_with_functions(options.dir), driver))
+    study = Study.open(options.dir)
+    if isinstance(study.objective, Function):
+        with contextlib.suppress(ValueError):  # where things stand is told without it, too
+            study = _with_functions(options.dir)
+    print(status(study, driver))
     return 0
 
 
@@ -351,15 +356,23 @@ def _diagnose(options: argparse.Namespace) -> int:
         raise ValueError(f"--at {options.at} names a scale, but the space of {options.dir} has none; leave it out.")
     scale = fidelity.scale(_scale(options.at), beyond=True) if fidelity and options.at else None
     surrogate = study.settings.get("surrogate", "gp")
-    found = analysis.diagnose(study.history(), scale, np.random.default_rng(study.seed), surrogate)
+    history, objective = study.history(), study.objective
+    histories = [history]
+    if isinstance(objective, Pareto):  # each by itself, under the limits of all
+        alone = [replace(part, subject_to=objective.subject_to) for part in objective.parts]
+        histories = [replace(history, objective=part, memory={}) for part in alone]
+    found = [analysis.diagnose(each, scale, np.random.default_rng(study.seed), surrogate) for each in histories]
+    stored = [each.to_json() for each in found]
     kept = options.dir / DIAGNOSED
     partial = kept.with_name(f".{kept.name}.{secrets.token_hex(4)}")
     try:
-        partial.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(stored if isinstance(objective, Pareto) else stored[0], indent=1)
+        partial.write_text(text + "\n", encoding="utf-8")
         os.replace(partial, kept)
     finally:
         partial.unlink(missing_ok=True)
-    print(found.words())
+    for part, each in zip(objective.parts, found, strict=True):
+        print(f"{part}: {each.words()}" if isinstance(objective, Pareto) else each.words())
     print(f"Files: {kept} has every number.")
     return 0
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bo import AtMost, Pareto, Study, Trial, WeightedSum
+from bo import AtMost, Function, Pareto, Study, Trial, WeightedSum
 from bo.objective import Single
 from bo.ports import ELSEWHERE
 from search_spaces import Curve, Scale, SwitchedMixture
@@ -100,6 +100,8 @@ def found_words(study: Study) -> str | None:
         many = len(study.front())
         words = f"front   {many} {'trial' if many == 1 else 'trials'}, hypervolume {number(study.hypervolume())}"
         return words if many else None
+    if isinstance(study.objective, Function) and study.objective.lacking:
+        return f"best    unknown, the objective {study.objective.lacking} is not at hand"
     best = study.best()
     return None if best is None else f"best    {objective_words(study, best)} by trial {best.id}"
 
@@ -177,7 +179,10 @@ def summary(study: Study, how: str = "") -> str:
     totals = [("--budget", study.limits.budget), ("--trials", study.limits.n_trials)]
     if more := " ".join(f"{option} {math.ceil(1.5 * total)}" for option, total in totals if total):
         lines.append(f"Next:  windtunnel resume {study.folder} {more}{how}   searches on from here")
-        lines.append(f"       windtunnel recommend {study.folder}   gives the model's own choice, tried or not")
+        if isinstance(objective, Pareto):
+            lines.append(f"       windtunnel best {study.folder}   shows the front again")
+        else:
+            lines.append(f"       windtunnel recommend {study.folder}   gives the model's own choice, tried or not")
     return "\n".join(lines)
 
 
@@ -200,6 +205,7 @@ def _best_summary(study: Study, objective: Single) -> list[str]:
         lines.append(
             f"  predicted {mean:.4f} (90% interval {low:.4f} to {high:.4f}), measured {objective.shown(found):.4f}"
         )
+    lines += _recommended_words(study, objective, best)
     baseline = _baseline(study)
     if baseline is not None and baseline.metrics is not None and not objective.feasible(baseline.metrics):
         lines.append(f"Yours: {objective_words(study, baseline)}, trial {baseline.id}, breaks the limits.")
@@ -211,6 +217,19 @@ def _best_summary(study: Study, objective: Single) -> list[str]:
     elif baseline is not None:
         lines.append(f"Yours: trial {baseline.id} is {baseline.status}.")
     return lines
+
+
+def _recommended_words(study: Study, objective: Single, best: Trial) -> list[str]:
+    """Which of the trials the model believes best; that measured best may have been lucky. It loads torch."""
+    found = study.recommend(study.top, tried=True)
+    if found.trial is None or found.mean is None or found.low is None or found.high is None:
+        return []
+    low, high = sorted((objective.shown(found.low), objective.shown(found.high)))
+    expected = f"{objective.shown(found.mean):.4f} (90% interval {low:.4f} to {high:.4f})"
+    if found.trial == best.id:
+        return [f"Recommended: the same trial; the model expects {expected} run again."]
+    words = f"Recommended: trial {found.trial}; the model expects {expected} run again; the best may have been luck."
+    return [words, config_table(found.config)]
 
 
 def _front_summary(study: Study, objective: Pareto) -> list[str]:

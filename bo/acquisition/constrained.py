@@ -1,4 +1,4 @@
-"""Limits on metrics: how likely they are kept, and the incumbent among the runs that keep them.
+"""Limits on metrics: how likely they are kept.
 
 Expected improvement under limits is the improvement over the best run that keeps them, times the probability that the
 new one does: a sum of logarithms (Gardner et al., "Bayesian Optimization with Inequality Constraints", ICML 2014,
@@ -38,15 +38,3 @@ def likely_feasible(model: Composite, scale: Scale, X: Tensor) -> Tensor:
     """Which of k x d points keep all limits with a probability of at least one half: k booleans."""
     with torch.no_grad():
         return log_feasible(model, scale)(X).exp() >= 0.5
-
-
-def best_feasible_mean(model: Composite, scale: Scale, tried: Tensor) -> Tensor | None:
-    """The best posterior mean of the objective among k x d tried points that are likely to keep all limits, shape ().
-
-    None where there is none: then `log_feasible` alone says where to run next.
-    """
-    kept = tried[likely_feasible(model, scale, tried)]
-    if not len(kept):
-        return None
-    with torch.no_grad():
-        return model.at(scale).value(kept)[0].max()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,7 @@ ENOUGH, SPREAD = 5, 1e-3
 
 def log_cost(
     space: Space, X: Tensor, S: Tensor, cell: Tensor, seconds: Tensor, place: Tensor, here: int
-) -> Callable[[Tensor], Tensor]:
+) -> Acquisition:
     """log seconds of a run (its median, in effect) at encoded points of one scale: b x d -> b, differentiable.
 
     A Gaussian process of the logarithm, since costs are positive and multiply, fitted to n finished runs: X: n x d,
@@ -47,17 +45,13 @@ def log_cost(
     return predicted
 
 
-def per_cost(acquisition: Acquisition, log_cost: Callable[[Tensor], Tensor], alpha: float = 1.0) -> Acquisition:
-    """The logarithm of utility / cost^alpha, for an acquisition that is the LOGARITHM of a utility.
+def term(log_cost: Acquisition, alpha: float = 1.0) -> Acquisition:
+    """The logarithm of 1 / cost^alpha, to be added to that of a utility.
 
-    A logarithm is not divided by a cost: the logarithm of the cost is taken from it. alpha = 1 is per cost; alpha =
-    `Situation.left` cools from there to plain improvement as the budget is spent (Lee et al., "Cost-aware Bayesian
-    Optimization", arXiv 2003.10870). ValueError for an alpha outside of [0, 1].
+    alpha = 1 is utility per cost; alpha = `Situation.left` cools from there to plain improvement as the budget is spent
+    (Lee et al., "Cost-aware Bayesian Optimization", arXiv 2003.10870). ValueError for an alpha outside of [0, 1].
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"The exponent of a cost must be between 0 and 1, got {alpha!r}.")
 
-    def weighed(X: Tensor) -> Tensor:
-        return acquisition(X) - alpha * log_cost(X)
-
-    return weighed
+    return lambda X: -alpha * log_cost(X)

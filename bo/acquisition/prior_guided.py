@@ -69,8 +69,8 @@ class Prior:
         return total
 
 
-def guided(acquisition: Acquisition, prior: Prior, told: int, beta: float = BETA) -> Acquisition:
-    """The logarithm of utility * prior^(beta / told), for an acquisition that is the LOGARITHM of a utility.
+def term(prior: Prior, told: int, beta: float = BETA) -> Acquisition:
+    """The logarithm of prior^(beta / told), to be added to that of a utility.
 
     Hvarfner et al., "piBO: Augmenting Acquisition Functions with User Beliefs", arXiv 2204.11051, eq. 6: the power
     multiplies the logarithm, and falls as 1 / told, so that a wrong belief is outvoted. told: runs told so far, counted
@@ -78,10 +78,7 @@ def guided(acquisition: Acquisition, prior: Prior, told: int, beta: float = BETA
     """
     power = amount("beta", beta) / max(told, 1)
 
-    def weighed(X: Tensor) -> Tensor:
-        return acquisition(X) + power * prior.log_density(X)
-
-    return weighed
+    return lambda X: power * prior.log_density(X)
 
 
 def parse(space: Space, beliefs: Mapping[str, Any]) -> Prior:

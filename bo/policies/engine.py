@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bo import ports
+from bo import dataset, ports
 from bo.acquisition import hypervolume, prior_guided
 from bo.acquisition.acquisition import ACQUISITIONS, Acquisition, Make, Situation
 from bo.acquisition.environment import AveragedBelief, Environments
-from bo.acquisition.samples import posterior_mean
+from bo.acquisition.samples import amount
+from bo.objective import Minimize, Objective, Pareto
+from bo.surrogates import composite
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.surrogate import SURROGATES
-from search_spaces import Scale
+from bo.trial import Trial
+from search_spaces import Real, Scale, Space
 
 Cost = Literal["ignored", "seconds", "cooled"]
-#: b x d -> b: a logarithm, to be added to that of a utility.
-Term = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,24 @@ class Engine:
             raise ValueError(f"options must be a dictionary of settings of the acquisition, got {self.options!r}.")
         if self.cost not in get_args(Cost):
             raise ValueError(f"cost must be one of {', '.join(get_args(Cost))}, got {self.cost!r}.")
+        amount("beta", self.beta)
+
+    def check(self, space: Space, objective: Objective) -> None:
+        """ValueError where the settings do not fit a study of this space and objective."""
+        if isinstance(objective, Pareto):
+            if self.average_over is not None:
+                raise ValueError("average_over needs one objective; of several it is not known what to average.")
+            if self.acquisition != "log_ei" or self.options:
+                raise ValueError(
+                    f"Of several objectives the acquisition is always the hypervolume, got {self.acquisition!r} with "
+                    f"options {dict(self.options)!r}; leave both away."
+                )
+        if self.prior is not None:
+            prior_guided.parse(space, self.prior)
+        if self.average_over is not None:
+            Environments.of(space, self.average_over)
+        if self.options:
+            self.utility(example())
 
     def belief(self, model: Composite, at: Scale) -> Belief:
         """What is believed of the objective at a scale: of its average, where an environment is no choice."""
@@ -61,11 +82,22 @@ class Engine:
     def utility(self, situation: Situation) -> tuple[Acquisition, bool]:
         """The criterion by itself, and whether it is a logarithm; ValueError for options that it does not take."""
         make: Make = ports.load(ACQUISITIONS, self.acquisition, "acquisition")
-        try:
-            made = make(situation, **self.options)
-        except TypeError:
-            raise ValueError(f"The acquisition {self.acquisition!r} does not take {dict(self.options)!r}.") from None
-        return made, bool(import_module(make.__module__).LOG)
+        known = list(inspect.signature(make).parameters)[1:]
+        if unknown := [name for name in self.options if name not in known]:
+            raise ValueError(f"The acquisition {self.acquisition!r} has options {known}, got {unknown}.")
+        return make(situation, **self.options), bool(import_module(make.__module__).LOG)
+
+
+def example() -> Situation:
+    """A search of one number after two runs, for a criterion to be made and its options to be looked at."""
+    space = Space(x=Real(0.0, 1.0))
+    trials = tuple(
+        Trial(i, {"x": x}, space.top, i, "added", status="finished", metrics={"loss": x})
+        for i, x in enumerate((0.25, 0.75))
+    )
+    data = dataset.from_history(ports.History(space, Minimize("loss"), trials))
+    belief = composite.fit(data).at(space.top)
+    return Situation(space, belief, belief, data.X, data.X[:0], len(data.X), 1.0, np.random.default_rng(0))
 
 
 def volume(situation: Situation, believed: Composite, at: Scale) -> Acquisition:
@@ -75,18 +107,13 @@ def volume(situation: Situation, believed: Composite, at: Scale) -> Acquisition:
     return hypervolume.make(situation, beliefs=beliefs, reference=reference, points=points)
 
 
-def weighed(criterion: Acquisition, logarithm: bool, terms: tuple[Term, ...], situation: Situation) -> Acquisition:
-    """A criterion with terms added, as they are to a logarithm.
+def weighed(criterion: Acquisition, terms: tuple[Acquisition, ...], unit: float = 1.0) -> Acquisition:
+    """A criterion with terms added: logarithms, as are criteria but those in the units of the objective.
 
-    What is no logarithm is in the units of the objective; there a term counts in standard deviations of the posterior
-    mean over the configurations tried.
+    unit: how much of such a criterion a term of one is worth.
     """
     if not terms:
         return criterion
-    unit = 1.0
-    if not logarithm and len(situation.tried) > 1:
-        with torch.no_grad():
-            unit = float(posterior_mean(situation.belief)(situation.tried).std())
 
     def acquisition(X: Tensor) -> Tensor:
         value = criterion(X)
@@ -95,3 +122,9 @@ def weighed(criterion: Acquisition, logarithm: bool, terms: tuple[Term, ...], si
         return value
 
     return acquisition
+
+
+def unit(belief: Belief, X: Tensor) -> float:
+    """What a logarithm of one counts for in units of the objective: the spread of the mean over k x d told points."""
+    with torch.no_grad():
+        return float(belief.mean(X).std(correction=0)) or 1.0

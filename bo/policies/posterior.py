@@ -17,9 +17,9 @@ from bo.acquisition.acquisition import Acquisition, Situation
 from bo.acquisition.environment import AveragedBelief, widened
 from bo.acquisition.samples import posterior_mean
 from bo.dataset import Dataset, coincide
-from bo.optimize import draw_pool, maximise, same
+from bo.optimize import QUICK, QUICKEST, draw_pool, maximise, same
 from bo.policies.design import initial, sequence_seed
-from bo.policies.engine import Engine, Term, volume, weighed
+from bo.policies.engine import Engine, unit, volume, weighed
 from bo.policies.replicates import worth_repeating
 from bo.ports import History, Proposal
 from bo.surrogates import composite, divergence
@@ -35,6 +35,8 @@ ENOUGH_ALONE = 6
 #: Multiples of the usual excess up to which a metric may be kept linear, 0 for as far as it reaches. With more than FEW
 #: runs they are compared again after so much growth.
 SHAPES, FEW, RECONSIDERED = (0.0, 1.0, 0.1), 50, 1.1
+#: Points of a batch from which on the next are sought with least effort.
+CAREFUL = 8
 #: Of those told, the configurations around which is searched closely.
 LEADERS = 10
 #: Least cap: a smaller one has no reciprocal.
@@ -82,7 +84,7 @@ class Search:
     k x d and r x d configurations there with a finite result, or that will have one; of both only those likely to keep
     the limits on metrics. taken: whatever ran there or runs. terms: logarithms that weigh every utility. told: number
     of told runs at all scales. left: share of the limits still to be spent. leaders: points about which is searched
-    closely. pool: what the further points of a batch are searched from.
+    closely. pool: what the further points of a batch are searched from. chosen: number of points of the batch so far.
     """
 
     space: Space
@@ -93,13 +95,14 @@ class Search:
     tried: Tensor
     pending: Tensor
     taken: Tensor
-    terms: tuple[Term, ...]
+    terms: tuple[Acquisition, ...]
     told: int
     left: float
     memory: dict[str, Any]
     leaders: Tensor
     rng: np.random.Generator
     pool: Tensor | None = None
+    chosen: int = 0
 
     @classmethod
     def of(cls, history: History, at: Scale, engine: Engine, rng: np.random.Generator) -> Search:
@@ -141,7 +144,8 @@ class Search:
         """The next point (d,), and what an operator should know of it."""
         situation = self.situation()
         criterion = self.criterion(situation, greedy)
-        found = maximise(criterion, self.space, self.leaders, self.taken, self.rng, self.pool)
+        effort = QUICK if self.chosen < CAREFUL else QUICKEST
+        found = maximise(criterion, self.space, self.leaders, self.taken, self.rng, self.pool, effort, self.pending)
         if isinstance(situation.believed, AveragedBelief):
             x = situation.believed.most_telling(found.x)
             return x, AGAIN if bool(same(x[None], self.taken)) else None
@@ -166,12 +170,15 @@ class Search:
         """What to maximise: the posterior mean where nothing was run, what keeps the limits where nothing does yet."""
         outcome = self.model.data.outcome
         if outcome.limits and not len(self.tried):
-            return weighed(constrained.log_feasible(self.believed, self.at), True, self.terms, situation)
+            return weighed(constrained.log_feasible(self.believed, self.at), self.terms[1:])
         if greedy or not len(self.tried) + len(self.pending):
-            return weighed(posterior_mean(situation.believed), False, self.terms, situation)
-        if self.several:
-            return weighed(volume(situation, self.believed, self.at), True, self.terms, situation)
-        return weighed(*self.engine.utility(situation), self.terms, situation)
+            criterion, logarithm = posterior_mean(situation.believed), False
+        elif self.several:
+            criterion, logarithm = volume(situation, self.believed, self.at), True
+        else:
+            criterion, logarithm = self.engine.utility(situation)
+        worth = 1.0 if logarithm or not self.terms else unit(situation.belief, self.model.data.X)
+        return weighed(criterion, self.terms, worth)
 
     def waiting_for(self, x: Tensor) -> Search:
         """With a run at x (d,) under way."""
@@ -179,9 +186,12 @@ class Search:
         kept = x[None]
         if self.model.data.outcome.limits:
             kept = kept[constrained.likely_feasible(self.model, self.at, kept)]
-        taken, pending = torch.cat([self.taken, x[None]]), torch.cat([self.pending, kept])
-        pool = draw_pool(self.space, self.leaders, self.rng) if self.pool is None else self.pool
-        return replace(self, believed=believed, taken=taken, pending=pending, pool=pool)
+        taken, pending, pool = torch.cat([self.taken, x[None]]), torch.cat([self.pending, kept]), self.pool
+        if pool is None:
+            pool = draw_pool(self.space, self.leaders, self.rng)
+            if isinstance(believed.gp, GaussianProcess):
+                believed = replace(believed, gp=believed.gp.watch(believed.at(self.at).inputs(pool)))
+        return replace(self, believed=believed, taken=taken, pending=pending, pool=pool, chosen=self.chosen + 1)
 
 
 def find_edge(data: Dataset, start: Mapping[str, Any] | None = None) -> Divergence | None:
@@ -198,31 +208,28 @@ def terms(
     engine: Engine,
     at: Scale,
     left: float,
-) -> tuple[Term, ...]:
+) -> tuple[Acquisition, ...]:
     """The logarithms that weigh every utility, beside it."""
-    found: list[Term] = []
+    found: list[Acquisition] = []
     if data.outcome.limits:
         found.append(constrained.log_feasible(model, at))
     if edge is not None:
         found.append(log_ok(edge, model.at(at), int(data.diverged.sum())))
     if engine.prior is not None:
         prior = prior_guided.parse(data.space, engine.prior)
-        weight = engine.beta / max(len(data.Y), 1)
-        found.append(lambda X: weight * prior.log_density(X))
+        found.append(prior_guided.term(prior, len(data.Y), engine.beta))
     if engine.cost != "ignored":
-        power = 1.0 if engine.cost == "seconds" else left
-        took = seconds(history, data, at)
-        found.append(lambda X: -power * took(X))
+        found.append(cost.term(seconds(history, data, at), 1.0 if engine.cost == "seconds" else left))
     return tuple(found)
 
 
-def log_ok(edge: Divergence, belief: Belief, diverged: int) -> Term:
+def log_ok(edge: Divergence, belief: Belief, diverged: int) -> Acquisition:
     """log P(a run does not diverge), with the caution that so many diverged runs call for."""
     power = caution(diverged)
     return lambda X: power * edge.log_ok(belief.inputs(X))
 
 
-def seconds(history: History, data: Dataset, at: Scale) -> Term:
+def seconds(history: History, data: Dataset, at: Scale) -> Acquisition:
     """log seconds of a run at a scale, as those of known time have taken."""
     told = [trial for trial in history.trials if trial.told]
     timed = torch.tensor([bool(trial.seconds) and trial.attempt == 1 for trial in told], dtype=torch.bool)

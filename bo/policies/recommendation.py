@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bo import dataset
+from bo.acquisition.acquisition import Acquisition
 from bo.acquisition.constrained import log_feasible
 from bo.acquisition.environment import AveragedBelief, Environments
 from bo.dataset import Dataset
@@ -24,6 +25,7 @@ from bo.policies.engine import Engine
 from bo.policies.posterior import LEADERS, find_edge, fit
 from bo.ports import History, Recommendation
 from bo.surrogates.composite import Z90, Belief, Composite, Prediction
+from bo.surrogates.divergence import Divergence
 from bo.surrogates.hyperparameters import NumericalError
 from bo.trial import Trial
 from search_spaces import Scale, Space
@@ -115,25 +117,10 @@ def best_measured(trials: Sequence[Trial], objective: Single, space: Space) -> t
 
 
 def best_of_all(model: Composite, belief: Belief, data: Dataset, scale: Scale, rng: np.random.Generator) -> Tensor:
-    """The maximiser (d,) of the mean where limits are kept as likely as not, as far as there is such a point.
-
-    Where runs diverged, the mean is of what was never seen beyond an edge: it counts for as much as a run is likely not
-    to diverge, and for the rest the worst of what was seen does, and as much again.
-    """
+    """The maximiser (d,) of the `worth` of a configuration."""
     X, space = model.data.X, data.space.at(scale)
-    log_kept, edge = log_feasible(model, scale), find_edge(data)
-    with torch.no_grad():
-        told = belief.value(X)[0]
-    spread, worst = told.std(correction=0), 2 * told.min() - told.max()
-
-    def value(at: Tensor) -> Tensor:
-        mean, _ = belief.value(at)
-        if edge is not None:
-            mean = worst + (mean - worst) * edge.log_ok(model.at(scale).inputs(at)).exp()
-        if not model.data.outcome.limits:
-            return mean
-        return mean + STRICT * spread * (log_kept(at) + math.log(2)).clamp_max(0)
-
+    edge = find_edge(data)
+    value = worth(model, belief, edge, scale)
     with torch.no_grad():
         order = torch.argsort(value(X), descending=True, stable=True)
     found = maximise(value, space, X[order[:LEADERS]], X[:0], rng).x
@@ -147,6 +134,28 @@ def best_of_all(model: Composite, belief: Belief, data: Dataset, scale: Scale, r
     if isinstance(belief, AveragedBelief):
         return belief.environments.put(found, belief.environments.heaviest)
     return found
+
+
+def worth(model: Composite, belief: Belief, edge: Divergence | None, scale: Scale) -> Acquisition:
+    """The mean where limits are kept as likely as not; elsewhere so much less that such a point wins if there is one.
+
+    Where runs diverged, the mean is of what was never seen beyond an edge: it counts for as much as a run is likely not
+    to diverge, and for the rest the worst of what was seen does, and as much again.
+    """
+    log_kept = log_feasible(model, scale)
+    with torch.no_grad():
+        told = belief.value(model.data.X)[0]
+    spread, worst = told.std(correction=0), 2 * told.min() - told.max()
+
+    def value(at: Tensor) -> Tensor:
+        mean, _ = belief.value(at)
+        if edge is not None:
+            mean = worst + (mean - worst) * edge.log_ok(model.at(scale).inputs(at)).exp()
+        if not model.data.outcome.limits:
+            return mean
+        return mean + STRICT * spread * (log_kept(at) + math.log(2)).clamp_max(0)
+
+    return value
 
 
 def best_tried(belief: Belief, ran: list[Trial], X: Tensor) -> tuple[Tensor, Trial, str | None]:

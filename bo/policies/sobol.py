@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bo.objective import Objective
 from bo.policies import recommendation
 from bo.policies.design import count, reproducible, sequence_seed, sobol
 from bo.ports import History, Proposal, Recommendation
-from search_spaces import Scale
+from search_spaces import Scale, Space
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,12 @@ class Sobol:
         if self.scale != "target" and not isinstance(self.scale, Mapping):
             raise ValueError(f'Sobol needs scale="target" or a dictionary axis -> value, got scale={self.scale!r}.')
 
+    def check(self, space: Space, objective: Objective) -> None:
+        """ValueError where `scale` is none of the space."""
+        self._at(space)
+
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
-        at = self._at(history)
+        at = self._at(history.space)
         with reproducible(rng):
             seed = sequence_seed(history, rng)
             configs = sobol(history.space.at(at), seed, count(history, "sobol"), history.affordable([at] * n))
@@ -39,9 +44,9 @@ class Sobol:
         with reproducible(rng):
             return recommendation.recommend(history, scale, rng, tried)
 
-    def _at(self, history: History) -> Scale:
+    def _at(self, space: Space) -> Scale:
         if isinstance(self.scale, str):
-            return history.space.top
-        if history.space.fidelity is None:
+            return space.top
+        if space.fidelity is None:
             raise ValueError(f"Sobol got scale={dict(self.scale)}, but the space has no fidelity; leave scale away.")
-        return history.space.fidelity.scale(self.scale)
+        return space.fidelity.scale(self.scale)

@@ -36,6 +36,7 @@ from bo.optimize import (
 from bo.policies import posterior, recommendation
 from bo.policies.bayes import started
 from bo.policies.design import initial, reproducible, sequence_seed
+from bo.policies.engine import Engine, weighed
 from bo.ports import History, Proposal, Recommendation
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.features import Features
@@ -95,16 +96,17 @@ class TrustRegion:
             space = history.space.at(scale)
             try:
                 model, _ = posterior.fit(data, scale, history.memory.get("model"))
-                belief = model.at(scale)
+                value = recommendation.worth(model, model.at(scale), posterior.find_edge(data), scale)
                 ran = torch.as_tensor(space.repair(data.X[data.at(scale) & ~data.diverged].numpy()))
                 with torch.no_grad():
-                    centre = ran[belief.value(ran)[0].argmax()]
+                    centre = ran[value(ran).argmax()]
                 box = around(centre, self.region(history).side, model, space)
-                found = confined(lambda X: belief.value(X)[0], space, centre, box, ran[:0], rng)
+                found = confined(value, space, centre, box, ran[:0], rng)
                 expected = model.predict(found.x, scale)
             except NumericalError:
                 return recommendation.recommend(history, scale, rng, tried=True)
-            return Recommendation(space.decode(found.x), scale, expected.mean, expected.low, expected.high)
+            note = " ".join(recommendation.kept_words(model, found.x, scale)) or None
+            return Recommendation(space.decode(found.x), scale, expected.mean, expected.low, expected.high, note)
 
     def region(self, history: History) -> Region:
         """Where the search stands, by the told runs at the top scale in the order of their proposals."""
@@ -177,7 +179,10 @@ def good(trial: Trial, objective: Single) -> bool:
 
 
 def propose(history: History, region: Region, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
-    """`n` runs at the top scale, each the best by log-EI in the box about the best posterior mean since the restart."""
+    """`n` runs at the top scale, each the best by log-EI in the box about the best posterior mean since the restart.
+
+    It is weighed by how likely limits are kept and a run does not diverge.
+    """
     at = history.space.top
     data, space = dataset.from_history(history), history.space.at(at)
     inside = history.trials[region.first :]
@@ -189,6 +194,10 @@ def propose(history: History, region: Region, n: int, rng: np.random.Generator) 
     try:
         model, fitted = posterior.fit(data, at, history.memory.get("model"))
         memory = {"sequence": sequence_seed(history, rng), "model": fitted}
+        edge = posterior.find_edge(data, history.memory.get("edge"))
+        if edge is not None:
+            memory["edge"] = edge.memory()
+        terms = posterior.terms(history, data, model, edge, Engine(), at, 1.0)
         believed = model.believe(model.data.X_pending, model.data.S_pending)
         taken = data.taken(at)
         proposals: list[Proposal] = []
@@ -197,7 +206,7 @@ def propose(history: History, region: Region, n: int, rng: np.random.Generator) 
                 mean, _ = believed.at(at).value(members)
             centre, best = members[mean.argmax()], mean.max()
             box = around(centre, region.side, model, space)
-            found = confined(improvement(believed.at(at), best), space, centre, box, taken, rng)
+            found = confined(weighed(improvement(believed.at(at), best), terms), space, centre, box, taken, rng)
             note = None if found.new else "Every configuration found has been tried; this one is run again."
             expected = posterior.predicted(believed, found.x, at)
             proposals.append(Proposal(space.decode(found.x), at, "trust_region", expected, memory, note))

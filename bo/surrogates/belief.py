@@ -61,12 +61,6 @@ class Belief:
         """Conditioned on its own mean at r x d points, as if they had been run."""
         return replace(self, surrogate=self.surrogate.believe(self.inputs(X))) if len(X) else self
 
-    def metric(self, index: int) -> Belief:
-        """What is believed of one metric alone, larger is better."""
-        only = torch.zeros_like(self.weight)
-        only[index] = self.weight[index]
-        return replace(self, weight=only)
-
     def inputs(self, X: Tensor) -> Inputs:
         cell = torch.full((len(X),), self.cell, dtype=torch.long)
         return self.surrogate.features(X, self.place.expand(len(X), -1), cell)

@@ -46,7 +46,7 @@ def fit(
     D, G = x.shape[-1], max(features.groups) + 1 + len(coordinates.reach)
     s = FOLDS * rounds
     # A fold a network, every run in one fold of each round: s x n, false where a network does not see a run.
-    deal = torch.stack([torch.randperm(n).argsort() % FOLDS for _ in range(rounds)])  # rounds x n
+    deal = torch.stack([torch.randperm(n) % FOLDS for _ in range(rounds)])  # rounds x n
     seen = (deal[:, None] != torch.arange(FOLDS)[:, None]).reshape(s, n)
     sizes = (D, width, width, 1)
     weights = [torch.randn(p * s, i + 1, o, dtype=torch.float64) for i, o in pairwise(sizes)]

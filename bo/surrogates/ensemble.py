@@ -51,16 +51,15 @@ class Ensemble:
         """Mean and variance of the noise-free metrics at b points: p x b each."""
         each = [member.posterior(at) for member in self.members]
         mean, variance = (torch.stack(found) for found in zip(*each, strict=True))  # K x p x b
-        weight = self.weight.T[..., None]
-        centre = (weight * mean).sum(0)
-        spread = (weight * (variance + (mean - centre).square())).sum(0)
+        centre = self._mean(mean)
+        spread = (self.weight.T[..., None] * (variance + (mean - centre).square())).sum(0)
         if self.believed is not None:
             spread = spread - self._known(at).square().sum(-2)
         return centre, spread.clamp_min(LEAST)
 
     def mean(self, at: Inputs) -> Tensor:
         """The mean of `posterior` alone: p x b."""
-        return self.posterior(at)[0]
+        return self._mean(self._means(at))
 
     def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
         """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each, all of one scale."""
@@ -83,14 +82,19 @@ class Ensemble:
 
     def _covariance(self, at: Inputs, other: Inputs) -> Tensor:
         """`covariance` without what is believed."""
-        weight = self.weight.T[..., None]
         covariance = torch.stack([member.covariance(at, other) for member in self.members])  # K x p x b x k
-        away = []
-        for points in (at, other):
-            mean = torch.stack([member.posterior(points)[0] for member in self.members])
-            away.append(mean - (weight * mean).sum(0))
-        found: Tensor = (weight[..., None] * (covariance + away[0][..., :, None] * away[1][..., None, :])).sum(0)
+        one, two = (mean - self._mean(mean) for mean in map(self._means, (at, other)))
+        spread = covariance + one[..., :, None] * two[..., None, :]
+        found: Tensor = (self.weight.T[..., None, None] * spread).sum(0)
         return found
+
+    def _means(self, at: Inputs) -> Tensor:
+        """Of each member at b points: K x p x b."""
+        return torch.stack([member.mean(at) for member in self.members])
+
+    def _mean(self, means: Tensor) -> Tensor:
+        """Of the mixture, where those of its members are K x p x b: p x b."""
+        return (self.weight.T[..., None] * means).sum(0)
 
     def _known(self, at: Inputs) -> Tensor:
         """What believed points explain of the covariance of b points, as half' half: p x r x b."""

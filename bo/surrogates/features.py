@@ -63,7 +63,7 @@ class Inputs:
     def membership(self) -> Tensor:
         """n x C, one where a point has these places, zero elsewhere."""
         rows, which = self._different
-        return torch.nn.functional.one_hot(which, len(rows)).to(torch.float64)
+        return (which[:, None] == torch.arange(len(rows))).to(torch.float64)  # one_hot refuses no points at all
 
     def join(self, other: Inputs) -> Inputs:
         return Inputs(*(torch.cat([getattr(self, name), getattr(other, name)]) for name in ("F", "on", "S", "cell")))

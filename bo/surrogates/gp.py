@@ -7,7 +7,7 @@ likelihood with the gradient of all hyperparameters, the posterior with the grad
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,11 +20,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bo.surrogates.features import Features, Inputs
-from bo.surrogates.hyperparameters import BELIEVED_NOISE, JITTER, MEAN_VARIANCE, Hyper, Layout, NumericalError
+from bo.surrogates.hyperparameters import BELIEVED_NOISE, JITTER, MEAN_VARIANCE, POWER, Hyper, Layout, NumericalError
 from search_spaces.parameter import Array
 
 #: From so many runs on, hyperparameters are fitted again only when there are so many times more of them.
 SETTLED, GROWN = 100, 1.05
+#: Share of noise from which a fit begins too, when there are so many times more runs.
+NOISY, RESOUGHT = 0.1, 1.2
 
 
 def matern(r2: Tensor) -> Tensor:
@@ -160,11 +162,25 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """The posterior at b points, for as long as only believed runs are added.
+
+    F: b x D. mean, variance: p x b. half: L^-1 K(X, F) of each metric, n x b.
+    """
+
+    F: Array
+    mean: Tensor
+    variance: Tensor
+    half: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
 class GaussianProcess:
     """The posterior of p metrics given n runs, of which the last `believed` are not measured.
 
     theta: p x H raw hyperparameters. F: n x D features. factors: of the covariance with noise, one a metric. alpha: its
-    inverse times the outcomes, p x n. runs: number of runs that the hyperparameters were fitted to.
+    inverse times the outcomes, p x n. runs: number of runs that the hyperparameters were fitted to. watched: points
+    that are asked about again and again, see `watch`.
     """
 
     features: Features
@@ -176,6 +192,7 @@ class GaussianProcess:
     alpha: tuple[Array, ...]
     runs: int
     believed: int = 0
+    watched: Watched | None = None
 
     @classmethod
     def given(
@@ -219,7 +236,10 @@ class GaussianProcess:
         if at.F.requires_grad and torch.is_grad_enabled():
             mean, variance = _Posterior.apply(at.F, self)  # type: ignore[no-untyped-call]
             return mean, variance
-        return self.moments(at.F.detach().numpy())[:2]
+        F = at.F.detach().numpy()
+        if self.watched is not None and np.array_equal(F, self.watched.F):
+            return self.watched.mean, self.watched.variance
+        return self.moments(F)[:2]
 
     def moments(self, F: Array) -> tuple[Tensor, Tensor, list[tuple[Array, Array, Array]]]:
         """Mean and variance at b x D features, and for each metric bent features, kernel slope and L^-1 K(X, x)."""
@@ -237,9 +257,24 @@ class GaussianProcess:
         """The mean of `posterior` alone: p x b."""
         if at.F.requires_grad and torch.is_grad_enabled():
             return self.posterior(at)[0]
-        F = at.F.detach().numpy()
-        parts = zip(self.kernels, self.bent, self.alpha, strict=True)
-        return torch.from_numpy(np.stack([k.between(k.bent(F), bent)[0] @ alpha for k, bent, alpha in parts]))
+        F, n = at.F.detach().numpy(), len(self.Y)
+        own = n if np.array_equal(F[:n], self.F[:n]) else 0
+        found = np.empty((len(self.kernels), len(F)))
+        for i, (kernel, bent, alpha) in enumerate(zip(self.kernels, self.bent, self.alpha, strict=True)):
+            found[i, :own] = self._at_runs[i, :own]
+            if own < len(F):
+                found[i, own:] = kernel.between(kernel.bent(F[own:]), bent[:n])[0] @ alpha[:n]
+        return torch.from_numpy(found)
+
+    @cached_property
+    def _at_runs(self) -> Array:
+        """The mean at the measured runs, p x n: what was measured, less what was added to the diagonal times alpha."""
+        n, found = len(self.Y), self.Y.numpy().T.copy()
+        for i, (kernel, factor) in enumerate(zip(self.kernels, self.factors, strict=True)):
+            L = factor.L[:n, :n]
+            added = np.einsum("ij,ij->i", L, L) - kernel.diagonal(self.bent[i][:n])
+            found[i] -= added * self.alpha[i][:n]
+        return found
 
     def joint(self, at: Inputs, q: int) -> tuple[Tensor, Tensor]:
         """Mean (p x b x q) and covariance (p x b x q x q) of b groups of q points each."""
@@ -275,6 +310,12 @@ class GaussianProcess:
             kernels.append(kernel.amplitude * matern(r2) + MEAN_VARIANCE + linear)
         return torch.stack(kernels)
 
+    def watch(self, at: Inputs) -> GaussianProcess:
+        """The same, with the posterior at b points kept: there a believed run then costs O(n b), not O(n^2 b)."""
+        F = at.F.detach().numpy()
+        mean, variance, parts = self.moments(F)
+        return replace(self, watched=Watched(F, mean, variance, tuple(half for *_, half in parts)))
+
     def believe(self, at: Inputs) -> GaussianProcess:
         """Conditioned on its own posterior mean at r points: there the variance shrinks, no mean changes.
 
@@ -295,7 +336,18 @@ class GaussianProcess:
             factors=tuple(factors),
             alpha=alpha,
             believed=self.believed + len(F),
+            watched=None if self.watched is None else self._seen(self.watched, F, factors),
         )
+
+    def _seen(self, watched: Watched, F: Array, factors: Sequence[Factor]) -> Watched:
+        """The watched points once runs at r x D features are believed, by the `factors` with their rows."""
+        n, half, variance = len(self.F), [], watched.variance.numpy().copy()
+        for i, (kernel, factor) in enumerate(zip(self.kernels, factors, strict=True)):
+            cross, _ = kernel.between(kernel.bent(F), kernel.bent(watched.F))
+            rows = Factor(factor.L[n:, n:]).half(cross - factor.L[n:, :n] @ watched.half[i])  # r x b
+            variance[i] = np.maximum(variance[i] - np.square(rows).sum(0), 1e-10 * kernel.amplitude)
+            half.append(np.concatenate([watched.half[i], rows]))
+        return replace(watched, variance=torch.from_numpy(variance), half=tuple(half))
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every measured run's metrics given the others, noise included: n x p each.
@@ -347,34 +399,62 @@ def kernels(layout: Layout, theta: Tensor) -> tuple[Kernel, ...]:
 def fit(
     features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] | None = None, iterations: int = 60
 ) -> GaussianProcess:
-    """Maximum a posteriori hyperparameters of p processes, by L-BFGS-B.
+    """Maximum a posteriori hyperparameters of p processes, by L-BFGS-B from where `sought` has it begin.
 
-    It begins at the better of `start` and the prior's centre. Where there are many runs, and hardly more than `start`
-    was fitted to, its hyperparameters are taken as they are.
+    Where there are many runs, and hardly more than `start` was fitted to, its hyperparameters are taken as they are.
     """
     n, p = Y.shape
     layout = Layout.of(features, inputs, across=False)
     F = inputs.F.detach().numpy()
     posterior = LogPosterior(layout, F, Y.numpy())
-    centre = np.tile(layout.vector(), p)
-    starts, runs = [centre], 0
-    if start and len(start.get("metrics", ())) == p:
-        starts.append(np.concatenate([layout.vector(values) for values in start["metrics"]]))
-        runs = int(start.get("runs", 0))
-    if SETTLED <= runs <= n < GROWN * runs:
-        return GaussianProcess.given(features, layout, torch.from_numpy(starts[-1].reshape(p, -1)), F, Y, runs)
-    best = min(starts, key=lambda raw: posterior.loss(raw)[0])
-    found = minimize(
-        posterior.loss,
-        best,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=layout.bounds * p,
-        options={"maxiter": iterations, "ftol": 1e-7},
-    ).x
+    known, runs = remembered(layout, p, start)
+    if known is not None and SETTLED <= runs <= n < GROWN * runs:
+        return GaussianProcess.given(features, layout, torch.from_numpy(known), F, Y, runs)
+    found = sought(posterior.loss, layout, p, n, known, runs, iterations)
+    return GaussianProcess.given(features, layout, torch.from_numpy(found), F, Y, n)
+
+
+def remembered(layout: Layout, p: int, start: Mapping[str, Any] | None) -> tuple[Array | None, int]:
+    """p x H raw numbers of a memory, None where it is of other metrics, and how many runs they were fitted to."""
+    metrics = (start or {}).get("metrics", ())
+    if len(metrics) != p:
+        return None, 0
+    return np.stack([layout.vector(values) for values in metrics]), int((start or {}).get("runs", 0))
+
+
+def sought(
+    loss: Callable[[Array], tuple[float, Array]],
+    layout: Layout,
+    p: int,
+    n: int,
+    known: Array | None,
+    runs: int,
+    iterations: int,
+) -> Array:
+    """Where minus the log posterior of n runs is least: p x H raw numbers.
+
+    known: where it was for fewer, `runs`. It begins at the best of `known`, the prior's centre, and a noisy version of
+    that. Noise can always be explained by short lengthscales, and what was explained so after few runs would stay so:
+    the noisy start is gone on from as well at first, and whenever there are RESOUGHT times more runs. NumericalError
+    where it ends at something not finite.
+    """
+    noisy = np.tile(layout.vector({"noise": [math.log(NOISY)]}), p)
+    starts = [np.tile(layout.vector(), p), noisy]
+    if known is not None:
+        starts.append(known.reshape(-1))
+    begins = [min(starts, key=lambda raw: loss(raw)[0])]
+    anew = not runs or math.floor(math.log(n, RESOUGHT)) != math.floor(math.log(runs, RESOUGHT))
+    if anew and begins[0] is not noisy:
+        begins.append(noisy)
+    options = {"maxiter": iterations, "ftol": 1e-7}
+    ends = [
+        minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=layout.bounds * p, options=options)
+        for begin in begins
+    ]
+    found: Array = min(ends, key=lambda end: float(end.fun)).x
     if not np.isfinite(found).all():
         raise NumericalError("The fit of the hyperparameters ended at values that are not finite.")
-    return GaussianProcess.given(features, layout, torch.from_numpy(found.reshape(p, -1)), F, Y, n)
+    return found.reshape(p, -1)
 
 
 @dataclass(frozen=True)
@@ -404,7 +484,7 @@ class LogPosterior:
         """Minus the log posterior of p H raw hyperparameters, and its gradient."""
         theta = raw.reshape(self.Y.shape[1], -1)
         gradient, total, to_power = np.zeros_like(theta), 0.0, 0.0
-        power = math.exp(theta[:, self._blocks["power"]].mean()) if self.layout.bent else self.layout.power
+        power = math.exp(theta[:, self._blocks["power"]].mean()) if self.layout.bent else POWER
         for i, row in enumerate(theta):
             value, slope = self._metric(row, power, self.Y[:, i], gradient[i])
             total, to_power = total + value, to_power + slope

@@ -177,11 +177,6 @@ class Layout:
             power=raw["power"].mean().exp() if self.bent else torch.tensor(POWER, dtype=torch.float64),
         )
 
-    @property
-    def power(self) -> float:
-        """The power of shares where it is not learned."""
-        return POWER
-
     def log_prior_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """`log_prior` of all p x H raw numbers together, and its gradient."""
         total, gradient, at = 0.0, np.zeros_like(theta), 0

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bo.dataset import Columns, Level, Outcome, compress
+from bo.dataset import Columns, Level, Outcome, compress, expand
 from bo.objective import Function
 from bo.surrogates.belief import Belief
 from search_spaces.parameter import Array
@@ -86,9 +86,8 @@ class NonlinearBelief(Belief):
         mean, sd, slope = self.moments(metrics.reshape(p, b * q), variance.reshape(p, b * q))
         slope = slope.reshape(p, b, q)
         summed = torch.einsum("pbq,pbqr,pbr->bqr", slope, covariance, slope)
-        lost = sd.reshape(b, q).square() - summed.diagonal(
-            dim1=-2, dim2=-1
-        )  # but for rounding, where there is no slope
+        # Nothing but rounding, except where there is no slope.
+        lost = sd.reshape(b, q).square() - summed.diagonal(dim1=-2, dim2=-1)
         return mean.reshape(b, q), summed + torch.diag_embed(lost)
 
     def covariance(self, X: Tensor, Z: Tensor) -> Tensor:
@@ -103,12 +102,6 @@ class NonlinearBelief(Belief):
         with torch.no_grad():
             _, sd, _ = self.moments(self.leading[:, None], self.surrogate.noise[:, None])
         return sd[0].square()
-
-    def metric(self, index: int) -> Belief:
-        """What is believed of one metric alone, larger is better."""
-        only = torch.zeros_like(self.weight)
-        only[index] = self.weight[index]
-        return Belief(self.surrogate, self.place, self.cell, only, self.correlation)
 
     def interval(self, x: Tensor, wider: float) -> tuple[float, float, float]:
         """What a run at x (d,) will measure, minimised: centre, and a 90% interval with noise.
@@ -179,11 +172,6 @@ def normals(least: int, correlation: Tensor) -> Tensor:
     white: Tensor = torch.linalg.solve_triangular(root, normal.T, upper=False)
     drawn: Tensor = torch.linalg.cholesky(correlation) @ white
     return drawn.T
-
-
-def expand(h: Tensor, cap: Tensor) -> Tensor:
-    """Undoes `compress`, elementwise."""
-    return torch.where(h.abs() <= cap, h, h.sign() * cap * (h.abs() / cap - 1).clamp(0, 50).exp())
 
 
 def objective(outcome: Outcome) -> Callable[[Tensor], Tensor]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bo.surrogates import gp
 from bo.surrogates.features import Features, Inputs
-from bo.surrogates.hyperparameters import BELIEVED_NOISE, JITTER, NumericalError
+from bo.surrogates.hyperparameters import BELIEVED_NOISE
+from bo.surrogates.scale_shift import cholesky
 
 Mean = Callable[[Inputs], Tensor]
 """b points -> p x b."""
@@ -72,9 +73,9 @@ class Standard:
 class Process:
     """The posterior of p metrics.
 
-    trend: the prior mean. known: p x k x E, the points it is conditioned on, of which the first n have been measured and
-    bear on the mean by alpha (p x n). chol: p x k x k, of their covariance. variance: p, what `noise` and jitter are
-    measured by. left_out: leave-one-out means and variances, n x p each. remembered: what `memory` returns.
+    trend: the prior mean. known: p x k x E, the points it is conditioned on, of which the first n have been measured
+    and bear on the mean by alpha (p x n). chol: p x k x k, of their covariance. variance: p, what `noise` and jitter
+    are measured by. left_out: leave-one-out means and variances, n x p each. remembered: what `memory` returns.
     """
 
     features: Features
@@ -173,15 +174,7 @@ def factor(K: Tensor, noise: Tensor, variance: Tensor) -> Tensor:
 
     NumericalError where a jitter of 1% is not enough.
     """
-    eye = torch.eye(K.shape[-1], dtype=torch.float64)
-    jitter = JITTER
-    while jitter < 1e-2:
-        lower, failed = torch.linalg.cholesky_ex(K + (noise + jitter * variance)[:, None, None] * eye)
-        if not failed.any():
-            found: Tensor = lower
-            return found
-        jitter *= 100
-    raise NumericalError(f"A covariance of {K.shape[-1]} runs stayed singular with a jitter of 1% of its amplitude.")
+    return cholesky(K + noise[:, None, None] * torch.eye(K.shape[-1], dtype=torch.float64), variance)
 
 
 def log_likelihood(K: Tensor, Y: Tensor, noise: Tensor, variance: Tensor) -> Tensor:

@@ -9,20 +9,17 @@ exact Gaussian process with a Matern-5/2 kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from bo.surrogates.features import Features, Inputs
-from bo.surrogates.gp import bend, matern
+from bo.surrogates.gp import GROWN, SETTLED, bend, matern, remembered, sought
 from bo.surrogates.hyperparameters import BELIEVED_NOISE, JITTER, MEAN_VARIANCE, Hyper, Layout, NumericalError
-
-__all__ = ["NumericalError", "ScaleShiftGP", "fit", "kernel"]
 
 
 def kernel(a: Inputs, b: Inputs, hyper: Hyper, layout: Layout) -> Tensor:
@@ -101,7 +98,8 @@ class ScaleShiftGP:
     """The posterior of p metrics given n runs.
 
     inputs: n points, of which the last `believed` are not measured. Y: n x p. chol: p x n x n, of the covariance with
-    noise. alpha: p x n x 1, its inverse times Y. theta: p x H raw hyperparameters.
+    noise. alpha: p x n x 1, its inverse times Y. theta: p x H raw hyperparameters. runs, cells: numbers of runs and of
+    scales that these were fitted to.
     """
 
     features: Features
@@ -112,6 +110,8 @@ class ScaleShiftGP:
     chol: Tensor
     alpha: Tensor
     believed: int = 0
+    runs: int = 0
+    cells: int = 0
 
     @classmethod
     def given(
@@ -171,11 +171,13 @@ class ScaleShiftGP:
         """
         mean, _ = self.posterior(at)
         Y, believed = torch.cat([self.Y, mean.T]), self.believed + len(at)
-        return self.given(self.features, self.layout, self.theta, self.inputs.join(at), Y, believed)
+        given = self.given(self.features, self.layout, self.theta, self.inputs.join(at), Y, believed)
+        return replace(given, runs=self.runs, cells=self.cells)
 
     def memory(self) -> dict[str, Any]:
         """The fitted hyperparameters as JSON, for the next fit to start from."""
-        return {"metrics": [self.layout.names(row) for row in self.theta.numpy()]}
+        metrics = [self.layout.names(row) for row in self.theta.numpy()]
+        return {"metrics": metrics, "runs": self.runs, "cells": self.cells}
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every measured run's metrics given the others, noise included: n x p each.
@@ -190,13 +192,15 @@ class ScaleShiftGP:
 def fit(
     features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] | None = None, iterations: int = 60
 ) -> ScaleShiftGP:
-    """Maximum a posteriori hyperparameters of p independent processes by one L-BFGS-B run over all of them.
+    """Maximum a posteriori hyperparameters of p independent processes, all at once, as `gp.sought` has it.
 
-    Y: n x p standardised outcomes. start: what `memory` of an earlier fit returned, for a warm start; the better of it
-    and the centre of the prior is taken. NumericalError when no covariance can be factorised.
+    Y: n x p standardised outcomes. start: what `memory` of an earlier fit returned, for a warm start. Where there are
+    many runs, and hardly more than `start` was fitted to, and at no more scales, its hyperparameters are taken as they
+    are. NumericalError when no covariance can be factorised.
     """
-    p = Y.shape[-1]
-    layout = Layout.of(features, inputs, across=bool((inputs.cell != inputs.cell[0]).any()))
+    n, p = Y.shape
+    cells = len(torch.unique(inputs.cell))
+    layout = Layout.of(features, inputs, across=cells > 1)
 
     def loss(raw: np.ndarray) -> tuple[float, np.ndarray]:
         theta = torch.tensor(raw.reshape(p, -1), requires_grad=True)
@@ -204,17 +208,13 @@ def fit(
         (gradient,) = torch.autograd.grad(value, theta)
         return value.item(), gradient.numpy().reshape(-1)
 
-    centre = np.tile(layout.vector(), p)
-    starts = [centre]
-    if start and len(start.get("metrics", ())) == p:
-        starts.append(np.concatenate([layout.vector(values) for values in start["metrics"]]))
-    best = min(starts, key=lambda raw: loss(raw)[0])
-    found = minimize(
-        loss, best, jac=True, method="L-BFGS-B", bounds=layout.bounds * p, options={"maxiter": iterations, "ftol": 1e-7}
-    ).x
-    if not np.isfinite(found).all():
-        raise NumericalError("The fit of the hyperparameters ended at values that are not finite.")
-    return ScaleShiftGP.given(features, layout, torch.tensor(found.reshape(p, -1)), inputs, Y)
+    known, runs = remembered(layout, p, start)
+    same = known is not None and (start or {}).get("cells") == cells
+    if known is not None and same and SETTLED <= runs <= n < GROWN * runs:
+        given = ScaleShiftGP.given(features, layout, torch.from_numpy(known), inputs, Y)
+        return replace(given, runs=runs, cells=cells)
+    found = sought(loss, layout, p, n, known, runs if same else 0, iterations)
+    return replace(ScaleShiftGP.given(features, layout, torch.from_numpy(found), inputs, Y), runs=n, cells=cells)
 
 
 def log_posterior(theta: Tensor, inputs: Inputs, Y: Tensor, layout: Layout) -> Tensor:

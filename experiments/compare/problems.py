@@ -285,7 +285,11 @@ def blackbox(folder: Path) -> Any:
         raise FileNotFoundError(f"{folder} has no blackbox.py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules["blackbox"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = written
     cached = default_folder() / "emulators.json"
     cached.parent.mkdir(parents=True, exist_ok=True)
     module._CACHE_FILE = str(cached)

@@ -6,7 +6,7 @@ Regret is noiseless and of each method's own recommendation, floored at 1e-3 of 
 budget or at the noise of a measurement, whichever is larger. A median is over all seeds that a cell has; `n` says how
 many, and "-" that there are none. The rank of a method on a problem is that of its median; its mean is over the
 problems that all methods shown have. A ratio is of the medians over the seeds that both methods have, resampled in
-pairs; the rival is the one with the best median there. A run that timed out or failed before a checkpoint counts as the
+pairs; the rival is the one with the largest ratio. A run that timed out or failed before a checkpoint counts as the
 worst of all there. Of several versions of a method the one with the last result is shown.
 """
 
@@ -111,7 +111,7 @@ def ranks(methods: Sequence[str], problems: Sequence[str], checkpoint: int, cell
 
 
 def ratio(ours: str, problem: str, checkpoint: int, cells: Cells, rng: np.random.Generator) -> tuple[str, Array] | None:
-    """The rival that does best on the seeds it shares with ours, and resampled ratios, the plain one first."""
+    """The rival over which ours is worst on the seeds they share, and resampled ratios, the plain one first."""
     if (ours, problem) not in cells:
         return None
     found: list[tuple[float, str, Array, Array]] = []
@@ -121,12 +121,19 @@ def ratio(ours: str, problem: str, checkpoint: int, cells: Cells, rng: np.random
         shared = sorted(set(cells[ours, problem].runs) & set(cells[method, problem].runs))
         if len(shared) >= FEWEST_SHARED:
             mine, theirs = (floored(problem, each, checkpoint, cells, shared) for each in (ours, method))
-            found.append((float(np.median(mine) / np.median(theirs)), method, mine, theirs))
+            found.append((float(over(np.median(mine), np.median(theirs))), method, mine, theirs))
     if not found:
         return None
     plain, method, mine, theirs = max(found, key=lambda row: row[0])
     rows = rng.integers(len(mine), size=(RESAMPLES, len(mine)))
-    return method, np.concatenate([[plain], np.median(mine[rows], axis=1) / np.median(theirs[rows], axis=1)])
+    return method, np.concatenate([[plain], over(np.median(mine[rows], axis=1), np.median(theirs[rows], axis=1))])
+
+
+def over(mine: npt.ArrayLike, theirs: npt.ArrayLike) -> Array:
+    """Their ratio, 1 where they are equal: where neither finished both are infinite."""
+    a, b = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(a == b, 1.0, a / b)
 
 
 def runs_to(problem: str, method: str, goal: float, cells: Cells) -> dict[int, int]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bo import AtLeast, AtMost, Minimize, dataset
-from bo.acquisition.constrained import best_feasible_mean, likely_feasible, log_feasible
-from bo.acquisition.log_ei import log_ei
+from bo.acquisition.constrained import likely_feasible, log_feasible
 from bo.objective import Objective
-from bo.optimize import maximise, sobol_points
+from bo.optimize import sobol_points
+from bo.policies import posterior
 from bo.ports import History
 from bo.surrogates import composite
 from bo.surrogates.composite import Composite
@@ -94,18 +94,6 @@ def test_a_limit_changes_nothing_that_is_believed_of_the_objective() -> None:
     assert (log_feasible(limited, SPACE.top)(X) > -0.01).all()
 
 
-def test_the_incumbent_is_the_best_mean_among_runs_that_keep_the_limits_and_none_without_them() -> None:
-    points = np.array([[0.9, 0.9], [0.8, 0.7], [0.95, 0.6], [0.7, 0.9], [0.99, 0.99]])
-    beyond = fitted(told(points))
-    assert best_feasible_mean(beyond, SPACE.top, torch.as_tensor(points)) is None
-    points = np.concatenate([points, [[0.1, 0.4], [0.3, 0.4], [0.2, 0.6]]])
-    model = fitted(told(points))
-    best = best_feasible_mean(model, SPACE.top, torch.as_tensor(points))
-    assert best is not None
-    assert torch.allclose(best, model.at(SPACE.top).value(torch.as_tensor(points[5:]))[0].max())
-    assert best < model.at(SPACE.top).value(torch.as_tensor(points))[0].max()
-
-
 def test_the_limit_is_learned_from_small_runs_too() -> None:
     fidelity = Fidelity(tokens=(1e6, 1e8), cost=lambda scale: scale["tokens"], target={"tokens": 1e8})
     space = Space(x=Real(0, 1), y=Real(0, 1), fidelity=fidelity)
@@ -126,14 +114,8 @@ def test_the_search_comes_to_the_best_point_that_keeps_the_limits() -> None:
     trials = told(np.array([[0.9, 0.9], [0.7, 0.8], [0.9, 0.5], [0.8, 0.9]]))  # none keeps them
     kept = []
     for _ in range(16):
-        model = fitted(trials)
-        X, at = model.data.X, model.at(SPACE.top)
-        best, feasible = best_feasible_mean(model, SPACE.top, X), log_feasible(model, SPACE.top)
-
-        def acquisition(Z, best=best, feasible=feasible, at=at):  # type: ignore[no-untyped-def]
-            return feasible(Z) if best is None else log_ei(*at.value(Z), best) + feasible(Z)
-
-        config = SPACE.decode(maximise(acquisition, SPACE, X, X, rng).x)
+        (proposal,) = posterior.propose(History(SPACE, LIMITED, trials), 1, rng, "bayes")
+        config = proposal.config
         trial = Trial(len(trials), config, SPACE.top, 0, "bayes", status="finished", metrics=measure(config))
         trials += (trial,)
         if LIMITED.feasible(trial.metrics or {}):

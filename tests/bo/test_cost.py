@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bo.acquisition.cost import log_cost, per_cost
+from bo.acquisition.cost import log_cost, term
 from search_spaces import Integer, Real, Space
 
 SPACE = Space(layers=Integer(1, 16), lr=Real(1e-4, 1e-2, log=True))
@@ -45,30 +45,20 @@ def test_the_logarithm_of_seconds_is_learned() -> None:
 def test_doubling_every_cost_halves_the_utility_and_leaves_the_arg_max() -> None:
     X, seconds = runs(15)
     grid = torch.rand(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    once, twice = (per_cost(utility, fitted(factor * seconds, X))(grid) for factor in (1, 2))
+    once, twice = (utility(grid) + term(fitted(factor * seconds, X))(grid) for factor in (1, 2))
     assert torch.allclose(once - twice, torch.full_like(once, math.log(2)), atol=1e-6)
     assert int(once.argmax()) == int(twice.argmax())
-
-
-def test_a_cost_is_taken_from_a_logarithm_and_never_multiplies_it() -> None:
-    def cost(X: Tensor) -> Tensor:
-        return X[:, 0]
-
-    X = torch.rand(20, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for shift in (-50.0, 0.0, 50.0):  # utilities in other units: the same order, whatever the sign of the logarithm
-        shifted = per_cost(lambda X, shift=shift: utility(X) + shift, cost)(X)
-        assert torch.allclose(shifted, utility(X) - X[:, 0] + shift)
 
 
 def test_cooling_goes_from_per_cost_to_plain_improvement() -> None:
     X, seconds = runs(15)
     model = fitted(seconds, X)
     grid = torch.cartesian_prod(torch.linspace(0, 1, 41, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
-    best = [float(grid[per_cost(utility, model, alpha)(grid).argmax(), 0]) for alpha in (1.0, 0.5, 0.0)]
+    best = [float(grid[(utility(grid) + term(model, alpha)(grid)).argmax(), 0]) for alpha in (1.0, 0.5, 0.0)]
     assert best == sorted(best)
     assert best[0] < best[-1] == pytest.approx(0.7, abs=0.02)
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-        per_cost(utility, model, 1.5)
+        term(model, 1.5)
 
 
 @pytest.mark.parametrize("n", [0, 1, 4, 12])

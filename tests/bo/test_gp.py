@@ -91,6 +91,36 @@ def test_hyperparameters_of_many_runs_are_kept_until_there_are_more() -> None:
     assert not torch.allclose(again.theta, first.theta, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_not_taken_for_short_lengthscales_whatever_was_believed_of_fewer_runs(seed: int) -> None:
+    _, inputs, _ = drawn(FLAT, 90, seed)
+    noise = 0.8 * torch.as_tensor(np.random.default_rng(seed + 5).standard_normal((90, 1)))
+    Y = torch.sin(5 * inputs.F[:, :1]) + noise
+    Y = (Y - Y.mean()) / Y.std()
+    cold = gp.fit(Features(FLAT), inputs, Y)
+    assert float(cold.noise) > 0.2
+    fooled = {"metrics": [{"noise": [-8.0], "lengthscale": [-2.0] * 6}], "runs": 60}
+    warm = gp.fit(Features(FLAT), inputs, Y, fooled)
+    assert warm.log_evidence > cold.log_evidence - 0.1
+
+
 def test_a_covariance_that_stays_singular_is_an_error_that_says_so() -> None:
     with pytest.raises(NumericalError, match="stayed singular"):
         gp.Factor.of(-np.eye(3), 1.0)
+
+
+@SPACES
+def test_what_is_kept_for_watched_points_and_runs_is_what_would_be_computed_anew(space: Space) -> None:
+    X, inputs, Y = drawn(space, 30)
+    fitted = gp.fit(Features(space), inputs, Y)
+    pool, more = (seen(space, drawn(space, n, seed)[0]) for n, seed in ((50, 1), (5, 2)))
+    plain, watching = fitted, fitted.watch(pool)
+    for i in range(5):
+        one = seen(space, drawn(space, 5, 2)[0][i : i + 1])
+        plain, watching = plain.believe(one), watching.believe(one)
+    assert watching.watched is not None
+    for kept, anew in zip(watching.posterior(pool), plain.posterior(pool), strict=True):
+        assert torch.allclose(kept, anew, rtol=1e-6, atol=1e-8)
+    assert torch.equal(watching.posterior(more)[1], plain.posterior(more)[1])
+    known = seen(space, torch.cat([X, drawn(space, 5, 2)[0]]))
+    assert torch.allclose(plain.mean(known), plain.posterior(known)[0], rtol=1e-6, atol=1e-7)

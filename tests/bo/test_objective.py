@@ -26,6 +26,10 @@ def words(metrics):
     return str(metrics)
 
 
+def pair(metrics):
+    return np.array([metrics["loss"], 1.0])
+
+
 RATIO = Function(ratio, ("loss", "speed"))
 
 
@@ -178,6 +182,7 @@ def test_a_metric_that_is_not_a_number_makes_the_value_not_finite():
         (lambda: Function("ratio", ["loss"]), "The objective must be a function, got 'ratio'"),
         (lambda: Function(ratio, ["loss"]).value({"loss": 1.0}), "raised KeyError"),
         (lambda: Function(words, ["loss"]).value({"loss": 1.0}), "must return a number, got"),
+        (lambda: Function(pair, ["loss"]).value({"loss": 1.0}), "must return a number, got array"),
         (lambda: Pareto("loss", Largest("a", "b")), "Minimize, Maximize or WeightedSum, got Largest"),
         (lambda: Pareto("loss"), "at least 2 objectives, got 1"),
         (lambda: Pareto("loss", "loss"), "objectives that differ"),

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bo import Maximize, Minimize, WeightedSum
+from bo import Maximize, Minimize, Pareto, Study, WeightedSum
+from bo.acquisition.acquisition import ACQUISITIONS
 from bo.objective import Objective
 from bo.policies import ladder, posterior
 from bo.policies.bayes import Bayes
@@ -496,3 +499,58 @@ def test_nothing_told_is_recommended_as_nothing_known() -> None:
     assert RICH.validate(found.config)
     assert (found.mean, found.low, found.high) == (None, None, None)
     assert "Nothing was told" in str(found.note)
+
+
+@pytest.mark.parametrize(
+    ("settings", "objective", "message"),
+    [
+        ({"beta": -1.0}, Minimize("loss"), "needs beta to be a finite number of at least 0"),
+        ({"acquisition": "thompson", "options": {"draws": 3}}, Minimize("loss"), r"has options \['points'\], got"),
+        ({"acquisition": "thompson", "options": {"points": 1}}, Minimize("loss"), "whole number of at least 2, got 1"),
+        ({"options": {"beta": 2.0}}, Minimize("loss"), r"'log_ei' has options \[\], got \['beta'\]"),
+        ({"prior": {"w": {"centre": 0.5, "spread": 0.1}}}, Minimize("loss"), "which the space does not know"),
+        ({"average_over": {"x": {"a": 1}}}, Minimize("loss"), "it may name a Choice of plain values"),
+        ({"average_over": {"x": {"a": 1}}}, Pareto("loss", "time"), "average_over needs one objective"),
+        ({"acquisition": "thompson"}, Pareto("loss", "time"), "the acquisition is always the hypervolume"),
+    ],
+)
+def test_settings_that_do_not_fit_the_space_or_the_objective_make_no_study(
+    tmp_path: Path, settings: dict[str, Any], objective: Objective, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Study.create(tmp_path / "study", FLAT, objective=objective, policy="bayes", settings=settings)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("name", sorted(ACQUISITIONS))
+def test_every_criterion_takes_the_options_that_it_has_and_no_others(name: str) -> None:
+    make = load(ACQUISITIONS, name, "acquisition")
+    options = {key: value.default for key, value in list(inspect.signature(make).parameters.items())[1:]}
+    Engine(acquisition=name, options=options).check(FLAT, Minimize("loss"))
+    with pytest.raises(ValueError, match="has options"):
+        Engine(acquisition=name, options={**options, "size": 1}).check(FLAT, Minimize("loss"))
+
+
+def test_a_sobol_search_is_not_made_at_a_scale_that_the_space_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the space has no fidelity"):
+        Study.create(
+            tmp_path / "study", FLAT, objective=Minimize("loss"), policy="sobol", settings={"scale": {"params": 1e6}}
+        )
+
+
+@pytest.mark.parametrize("space", [FLAT, RICH.at(RICH.top)], ids=["flat", "rich"])
+def test_a_batch_of_64_has_no_configuration_twice_and_is_spread(space: Space) -> None:
+    rng = np.random.default_rng(0)
+    configs = space.sample(rng, 20)
+    x = space.encode_all(configs)
+    trials = tuple(
+        Trial(i, config, space.top, i, "bayes", 1.0, "finished", metrics={"loss": float(np.square(row - 0.4).sum())})
+        for i, (config, row) in enumerate(zip(configs, x, strict=True))
+    )
+    proposals = Bayes().propose(History(space, Minimize("loss"), trials), 64, rng)
+    X = torch.as_tensor(np.concatenate([x, space.encode_all([proposal.config for proposal in proposals])]))
+    apart = torch.cdist(X, X, p=math.inf)[20:].sort(dim=-1).values[:, 1]
+    assert len(proposals) == 64
+    assert all(proposal.note is None for proposal in proposals)
+    assert float(apart.min()) >= 1e-3
+    assert float(apart.median()) > 0.02

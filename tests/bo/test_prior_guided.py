@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from bo.acquisition.prior_guided import FLOOR, guided, parse
+from bo.acquisition.prior_guided import FLOOR, parse, term
 from search_spaces import Choice, Integer, Mixture, Real, Space
 
 SPACE = Space(
@@ -35,10 +35,6 @@ def encoded(**changes: Any) -> Tensor:
     if config["optimizer"] == "lion":
         del config["beta"]
     return torch.as_tensor(SPACE.encode_all([config]))
-
-
-def flat(X: Tensor) -> Tensor:
-    return X.new_zeros(len(X))
 
 
 def test_a_belief_is_densest_at_its_centre_and_falls_by_its_spread() -> None:
@@ -80,9 +76,9 @@ def test_the_power_of_a_belief_is_beta_over_the_runs_told() -> None:
     X = torch.cat([encoded(), encoded(lr=1e-2), encoded(optimizer="lion")])
     density = prior.log_density(X)
     for told, beta in ((1, 10.0), (5, 10.0), (40, 3.0)):
-        assert torch.allclose(guided(flat, prior, told, beta)(X), beta / told * density)
-    assert torch.allclose(guided(flat, prior, 0)(X), 10 * density)
-    assert torch.allclose(guided(lambda X: X.sum(-1), prior, 10**9)(X), X.sum(-1), atol=1e-6)
+        assert torch.allclose(term(prior, told, beta)(X), beta / told * density)
+    assert torch.allclose(term(prior, 0)(X), 10 * density)
+    assert torch.allclose(term(prior, 10**9)(X), torch.zeros(3, dtype=torch.float64), atol=1e-6)
 
 
 def test_a_wrong_belief_is_outvoted() -> None:
@@ -93,7 +89,7 @@ def test_a_wrong_belief_is_outvoted() -> None:
     def log_utility(X: Tensor) -> Tensor:
         return -0.5 * ((X[:, 0] - 0.75) / 0.05).square()
 
-    best = [float(grid[guided(log_utility, prior, told)(grid).argmax()]) for told in (1, 10, 100, 1000)]
+    best = [float(grid[(log_utility(grid) + term(prior, told)(grid)).argmax()]) for told in (1, 10, 100, 1000)]
     assert best[0] < 0.5
     assert best == sorted(best)
     assert best[-1] == pytest.approx(0.75, abs=0.005)
@@ -139,4 +135,4 @@ def test_a_belief_that_the_space_cannot_hold_is_refused(beliefs: Any, message: s
 
 def test_a_belief_cannot_weigh_less_than_nothing() -> None:
     with pytest.raises(ValueError, match="needs beta to be a finite number of at least 0"):
-        guided(flat, parse(SPACE, BELIEFS), 3, beta=-1)
+        term(parse(SPACE, BELIEFS), 3, beta=-1)

@@ -308,6 +308,11 @@ def test_wrong_calls_are_refused_in_one_sentence_and_change_nothing_told(study, 
         ({"settings": {"proxy_cap": -1}}, "proxy_cap to be a finite number of at least 0, got -1"),
         ({"space": {"lr": 1}}, "needs a Space, got dict"),
         ({"space": Space(lr=Real(0, 1)), "policy": "ladder"}, "give the space a fidelity="),
+        ({"objective": Pareto("loss", "time"), "policy": "trust_region"}, "needs one best run, and a Pareto"),
+        ({"policy": "bayes", "settings": {"prior": {"lrr": {"centre": 1e-3, "spread": 2}}}}, "did you mean 'lr'"),
+        ({"policy": "bayes", "settings": {"average_over": {"lr": {"a": 1}}}}, "average_over names 'lr'"),
+        ({"policy": "bayes", "settings": {"options": {"foo": 1}}}, r"options \[\], got \['foo'\]"),
+        ({"policy": "sobol", "settings": {"scale": {"params": 7, "tokens": 1e6}}}, "params to be one of"),
     ],
 )
 def test_wrong_arguments_make_no_study(tmp_path, arguments, message):

@@ -20,19 +20,9 @@ from bo.surrogates.features import Features, Inputs
 from bo.surrogates.hamiltonian_network import hamiltonian, weighted_out
 from bo.surrogates.hyperparameters import NumericalError
 from bo.surrogates.sampled import STRETCH, Spread
-from bo.surrogates.surrogate import Surrogate
+from bo.surrogates.surrogate import SURROGATES, Surrogate
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Space
 
-SURROGATES = {
-    "gp": "bo.surrogates.gp:fit",
-    "gp_averaged": "bo.surrogates.averaged:fit",
-    "scale_shift": "bo.surrogates.scale_shift:fit",
-    "deep_kernel": "bo.surrogates.deep_kernel:fit",
-    "infinite_network": "bo.surrogates.infinite_network:fit",
-    "deep_ensemble": "bo.surrogates.deep_ensemble:fit",
-    "hamiltonian_network": "bo.surrogates.hamiltonian_network:fit",
-    "random_forest": "bo.surrogates.random_forest:fit",
-}
 #: What makes a fit quick enough for a test.
 QUICK: dict[str, dict[str, Any]] = {
     "deep_ensemble": {"steps": 250, "width": 16},
@@ -42,7 +32,7 @@ QUICK: dict[str, dict[str, Any]] = {
 #: Constant between thresholds.
 STEPS = {"random_forest"}
 #: The order of the runs matters to these only through what is drawn at random, or through rounding.
-EXACT = {"gp", "scale_shift", "infinite_network", "deep_kernel"}
+EXACT = {"gp", "scale_shift", "saas", "inducing", "infinite_network", "deep_kernel"}
 #: The model of one scale takes all runs for those of one.
 ONE_SCALE = {"gp"}
 
@@ -133,6 +123,15 @@ def test_shapes_types_and_signs_are_as_the_contract_has_them(name: str) -> None:
         assert torch.isfinite(values).all()
     for values in (variance, surrogate.noise, out[1]):
         assert (values > 0).all()
+
+
+@every
+def test_of_no_points_nothing_is_said(name: str) -> None:
+    case = rich(name)
+    none = case.at.rows(torch.arange(0))
+    assert [values.shape for values in case.surrogate.posterior(none)] == [(2, 0)] * 2
+    assert case.surrogate.mean(none).shape == (2, 0)
+    assert case.surrogate.covariance(none, case.at).shape == (2, 0, 10)
 
 
 @every

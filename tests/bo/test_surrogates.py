@@ -381,6 +381,14 @@ def test_metrics_that_move_together_make_the_sum_less_certain() -> None:
     assert float(model.correlation[0, 1]) > 0.6
 
 
+def test_a_metric_that_never_changes_correlates_with_itself() -> None:
+    def losses(x: Any, s: Any) -> dict[str, float]:
+        return {"a": 2.0 + float(x[0]), "b": 3.0}
+
+    model = composite.fit(dataset.from_history(history(LINE, losses, 12, WeightedSum({"a": 0.5, "b": 0.5}))))
+    assert model.correlation.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
 @pytest.mark.parametrize("space", [RICH, CURVED], ids=["rich", "curved"])
 def test_gradients_of_the_acquisition_agree_with_differences(space: Space) -> None:
     model = composite.fit(dataset.from_history(history(space, two_losses, 24, WeightedSum({"a": 0.5, "b": 0.5}))))
@@ -436,6 +444,24 @@ def test_a_fit_is_deterministic_and_a_warm_start_ends_no_worse() -> None:
         scale_shift.log_posterior(gp.theta, gp.inputs, data.Y, gp.layout).sum() for gp in (first.gp, warm.gp)
     )
     assert float(warm_value) >= float(cold_value) - 1e-3
+
+
+def test_hyperparameters_of_many_runs_are_kept_until_there_are_more_or_another_scale() -> None:
+    features, (X, S, cell) = Features(LINE), points(LINE, 180)
+    noise = torch.randn(180, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    Y = torch.sin(6 * (X - 0.03 * S[:, :1])) + 0.1 * noise
+    two, rest = (cell < 2).nonzero()[:, 0], (cell == 2).nonzero()[:, 0]
+
+    def fit(rows: Tensor, start: Any = None) -> ScaleShiftGP:
+        return scale_shift.fit(features, features(X[rows], S[rows], cell[rows]), Y[rows], start)
+
+    first = fit(two[:110])
+    kept, again, other = (fit(rows, first.memory()) for rows in (two[:112], two, torch.cat([two[:110], rest[:1]])))
+    assert torch.allclose(kept.theta, first.theta, atol=1e-5)
+    assert (kept.runs, again.runs, other.runs) == (110, 120, 111)
+    for refitted in (again, other):
+        assert not torch.allclose(refitted.theta, first.theta, atol=1e-5)
+    assert kept.believe(features(X[:1], S[:1], cell[:1])).memory() == kept.memory()
 
 
 def linear_in_shares(n: int) -> dataset.Dataset:

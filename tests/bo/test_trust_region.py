@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bo import Minimize, dataset
+from bo import AtMost, Minimize, dataset
 from bo.objective import Pareto
 from bo.policies.sobol import Sobol
 from bo.policies.trust_region import LARGEST, SIDE, TrustRegion, around, confined, fold
@@ -178,3 +178,35 @@ def test_predicates_hold_in_the_box() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="whole number of at least 1"):
         TrustRegion(**settings)
+
+
+def test_limits_on_metrics_hold_for_proposals_and_for_the_recommendation() -> None:
+    """The loss falls towards a corner that needs too much memory."""
+    objective = Minimize("loss", subject_to=[AtMost("memory", 10.0)])
+
+    def measure(config: Mapping[str, Any]) -> dict[str, float]:
+        return {"loss": 2 - config["x"] - config["y"], "memory": 10 * (config["x"] + config["y"])}
+
+    rng = np.random.default_rng(0)
+    trials = tuple(
+        Trial(i, config, LINE.top, i, "sobol", 1.0, "finished", metrics=measure(config))
+        for i, config in enumerate(LINE.sample(rng, 24))
+    )
+    history = History(LINE, objective, trials)
+    proposals = TrustRegion().propose(history, 4, rng)
+    assert all(proposal.source == "trust_region" for proposal in proposals)
+    assert max(measure(proposal.config)["memory"] for proposal in proposals) < 11
+    found = TrustRegion().recommend(history, LINE.top, rng)
+    assert 9 < measure(found.config)["memory"] < 10.2
+    assert "keeps the limits" in (found.note or "")
+
+
+def test_it_keeps_away_from_where_runs_diverge() -> None:
+    rng = np.random.default_rng(2)
+    history = History(LINE, Minimize("loss"), ())
+    for config in LINE.sample(rng, 16):
+        loss = None if config["x"] > 0.6 else 2 - config["x"] + (config["y"] - 0.5) ** 2
+        history = told(history, Proposal(config, LINE.top, "trust_region"), loss)
+    proposals = TrustRegion().propose(history, 4, rng)
+    assert max(proposal.config["x"] for proposal in proposals) < 0.6
+    assert TrustRegion().recommend(history, LINE.top, rng).config["x"] < 0.6

@@ -1,3 +1,4 @@
+import importlib
 import json
 import math
 import sys
@@ -292,6 +293,28 @@ def test_the_ratio_is_to_the_best_rival_on_shared_seeds():
     assert rival == "gp"
     assert set(values) == {3.0}
     assert report.ratio("windtunnel", "branin", 2, cells(ours, lines("gp", [1.0] * 2)), rng) is None
+
+
+def test_the_ratio_of_two_that_did_not_finish_is_one():
+    known = cells(lines("windtunnel", [math.inf] * 3), lines("gp", [math.inf] * 3), lines("tpe", [2.0, 2.0, math.inf]))
+    assert report.over([math.inf, math.inf, 3.0], [math.inf, 2.0, 2.0]).tolist() == [1.0, math.inf, 1.5]
+    rival, values = report.ratio("windtunnel", "branin", 2, known, np.random.default_rng(0))
+    assert rival == "tpe"
+    assert values[0] == math.inf
+    assert not np.isnan(values).any()
+
+
+@pytest.mark.parametrize("module", ["replay_steplaw", "compare_surrogates"])
+def test_the_folder_of_tables_is_only_read(module, tmp_path, monkeypatch):
+    tables, cache = tmp_path / "tables", tmp_path / "cache"
+    tables.mkdir()
+    source = "import os\n_CACHE_FILE = os.path.join(os.path.dirname(__file__), 'emulator_cache.json')\n"
+    (tables / "blackbox.py").write_text(source + "def fit():\n    open(_CACHE_FILE, 'w').close()\n")
+    monkeypatch.setenv("WINDTUNNEL_CACHE", str(cache))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    importlib.import_module(f"experiments.{module}").blackbox(tables).fit()
+    assert [path.name for path in tables.iterdir()] == ["blackbox.py"]
+    assert (cache / "emulators.json").exists()
 
 
 def test_runs_are_counted_to_the_goal_and_one_more_than_the_budget_without_it():

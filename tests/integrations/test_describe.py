@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from bo import AtMost, Maximize, Minimize, Pareto, Study, WeightedSum, run
+from bo import AtMost, Function, Maximize, Minimize, Pareto, Study, WeightedSum, run
 from integrations.command_line import main
 from integrations.describe import best_words, objective_words, status, summary
 from integrations.progress import Progress
@@ -61,6 +61,66 @@ def test_an_empty_front_is_said_to_be_one(tmp_path):
         assert "front   none told at the target scale yet" in status(study, None)
         assert "has no front: none told at the target scale yet" in best_words(study)
         assert "No front" in summary(study)
+
+
+def test_the_end_of_a_run_shows_the_measured_best_and_the_one_that_is_believed_best(tmp_path):
+    """Five configurations, four runs of each, one of which was lucky."""
+    with Study.create(tmp_path / "a", SPACE, objective=Maximize("accuracy"), policy="sobol") as study:
+        for i in range(20):
+            x = i % 5 / 4
+            noise = 0.03 * (-1) ** (i // 5)
+            study.add({"lr": x}, {"accuracy": 0.8 - (x - 0.5) ** 2 + noise + (0.1 if i == 3 else 0)})
+        study.limit(n_trials=20)
+        words = summary(study)
+        found = study.recommend(tried=True)
+    assert "Best: 0.8675, trial 3" in words
+    assert found.trial == 2
+    assert f"Recommended: trial 2; the model expects {-found.mean:.4f}" in words
+    assert f"windtunnel recommend {study.folder}" in words
+
+
+def test_a_best_that_the_model_believes_in_is_not_shown_twice(tmp_path):
+    with Study.create(tmp_path / "a", SPACE, objective=Minimize("loss"), policy="sobol") as study:
+        for i in range(9):
+            study.add({"lr": i / 8}, {"loss": 1 + (i / 8 - 0.5) ** 2})
+        words = summary(study)
+        found = study.recommend(tried=True)
+    assert "Best: 1.0000, trial 4" in words
+    assert f"Recommended: the same trial; the model expects {found.mean:.4f}" in words
+    assert words.count("  lr  ") == 1
+
+
+def test_a_front_is_not_followed_by_advice_to_ask_for_one_recommendation(tmp_path):
+    objective = Pareto("loss", "time")
+    with study_of(tmp_path / "a", objective, {"loss": 3.0, "time": 9.0}) as study:
+        study.limit(n_trials=4)
+        assert "windtunnel recommend" not in summary(study)
+        assert f"windtunnel best {study.folder}" in summary(study)
+
+
+def test_several_objectives_are_diagnosed_each_by_itself(tmp_path, capsys):
+    objective = Pareto("loss", Maximize("speed"), subject_to=[AtMost("memory", 3.0)])
+    told = [{"loss": 1 + (i / 10 - 0.4) ** 2, "speed": 1 + i / 10, "memory": i / 10} for i in range(6)]
+    study_of(tmp_path / "a", objective, *told).close()
+    assert main(["diagnose", str(tmp_path / "a")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("Minimize(metric='loss'): 6 runs") < shown.index("Maximize(metric='speed'): 6 runs")
+    assert len(json.loads((tmp_path / "a" / "diagnostics.json").read_text())) == 2
+
+
+def product(metrics):
+    return metrics["loss"] * metrics["time"]
+
+
+def test_status_is_told_without_the_function_that_is_the_objective(tmp_path, capsys):
+    objective = Function(product, metrics=("loss", "time"))
+    study_of(tmp_path / "a", objective, {"loss": 3.0, "time": 9.0}).close()
+    assert main(["status", str(tmp_path / "a")]) == 0
+    shown = capsys.readouterr().out
+    assert "1 trials (1 finished)" in shown
+    assert "best    unknown, the objective" in shown
+    assert main(["best", str(tmp_path / "a")]) == 1
+    assert "is not at hand" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):

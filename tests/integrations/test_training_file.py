@@ -126,7 +126,7 @@ def test_its_training_function_travels_to_a_process_that_has_not_loaded_it(write
         ("space = Space(lr=Real(0.0, 1.0))", "space = {}", r"space must be a Space, got {}\."),
         ('Minimize("loss")', '"loss"', r"objective must be an objective such as Minimize\('loss'\), got 'loss'\."),
         ("seen = sys.argv", "baseline = 3", r"baseline must be a config, got 3\."),
-        ("seen = sys.argv", "policy = 'grid'", r"policy must be one of bayes, ladder, sobol, got 'grid'\."),
+        ("seen = sys.argv", "policy = 'grid'", r"policy must be one of bayes, ladder, .*, got 'grid'\."),
         ("seen = sys.argv", "resources = 2", r"resources must be a dictionary such as .*, got 2\."),
         ("seen = sys.argv", "n_trials = 2.5", r"n_trials must be a whole number of at least 1, got 2\.5\."),
         ("seen = sys.argv", "budget = -1", r"budget must be a finite number above 0, .*, got -1\."),

@@ -210,7 +210,7 @@ def test_every_factor_lies_between_nothing_and_the_peak(curve, total, share):
     factor = curve.factor(step, total)
     assert type(factor) is float
     assert 0 <= factor <= 1 + 1e-15
-    assert curve.factor(np.array([step]), total).tolist() == [factor]
+    assert curve.factor(np.array([step]), total).tolist() == pytest.approx([factor], rel=1e-15, abs=0)
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
