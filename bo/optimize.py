@@ -66,8 +66,8 @@ def maximise(
     incumbents: k x d good points, best first, around which is searched closely; they may be returned unless taken.
     taken: points (r x d) that must not be returned; where everything found is among them (a small discrete space that
     is exhausted), the best of all is returned with `new` False. pool: what `draw_pool` gave, to search from it with
-    little `effort`: starts, and steps of the ascent. waiting: points (r x d), of runs under way, that are kept APART from
-    where there is anything else. ValueError when the space has no allowed point.
+    little `effort`: starts, and steps of the ascent. waiting: points (r x d) of runs under way, kept APART from where
+    there is anything else. ValueError when the space has no allowed point.
     """
     quick = pool is not None
     raw = draw_pool(space, incumbents, rng) if pool is None else pool

@@ -132,7 +132,12 @@ def _run(options: argparse.Namespace) -> int:
     policy = options.policy or (there.policy_name if there else loaded.policy)
     limits = _limits(options, loaded, there.limits if there else ports.Limits())
     baseline = None if loaded.baseline is None else loaded.space.validate(loaded.baseline)
-    with Study.open_or_create(folder, loaded.space, objective=loaded.objective, seed=seed, policy=policy) as study:
+    # Settings are those of the file's policy; another one from the command line has none.
+    settings = loaded.settings if policy == loaded.policy else None
+    objective = loaded.objective
+    with Study.open_or_create(
+        folder, loaded.space, objective=objective, seed=seed, policy=policy, settings=settings
+    ) as study:
         study.lock()
         print(
             f"Going on with {folder}, which has {len(study.trials)} trials." if there else f"A new study in {folder}."

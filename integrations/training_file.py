@@ -41,6 +41,7 @@ class Loaded:
     n_trials: int | None = None
     budget: float | None = None
     policy: str | None = None
+    settings: Mapping[str, Any] | None = None
     resources: Resources | None = None
     prepare: Callable[[], object] | None = None
 
@@ -89,6 +90,7 @@ class TrainingFile:
         self._check("prepare", defined, "a function without arguments", callable)
         policies = sorted(ports.POLICIES)
         self._check("policy", defined, f"one of {', '.join(policies)}", lambda value: value in policies)
+        self._check("settings", defined, "a dictionary of settings of the policy", lambda v: isinstance(v, Mapping))
         self._check(
             "resources",
             defined,

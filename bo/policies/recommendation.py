@@ -33,7 +33,7 @@ from search_spaces import Scale, Space
 #: Standard deviations of the posterior mean over the runs that a probability of keeping limits counts for, below one
 #: half, for each factor of e.
 STRICT = 10.0
-UNTOLD = "Nothing was told yet: this is the middle of the space."
+UNTOLD = "No run has finished yet: this is the middle of the space."
 UNTRIED = "No run that was told is within the limits and allowed at this scale, so this one was not tried."
 
 

@@ -33,15 +33,15 @@ OCTAVES = 10.0
 #: Sweeps of expectation propagation at most, what is kept of a site in each, and the change at which it has converged.
 SWEEPS, KEPT, CONVERGED = 40, 0.2, 1e-3
 #: A further run may diverge about once in `CAUTION` times as many runs as have diverged so far.
-CAUTION, MOST_CAUTIOUS = 30.0, 3000.0
+CAUTION, MOST_CAUTIOUS = 60.0, 6000.0
 
 
 def caution(diverged: int) -> float:
     """The power of P(not diverged) in a criterion, once so many runs have diverged.
 
     Where improvement grows towards an edge that is anywhere within a distance w with equal probability, the maximiser
-    of improvement times P^k steps w / (1 + k) towards it and diverges with probability 1 / (1 + k). With k thirty
-    times the number of diverged runs, that number would grow as the root of a fifteenth of all runs. It grows faster
+    of improvement times P^k steps w / (1 + k) towards it and diverges with probability 1 / (1 + k). With k sixty
+    times the number of diverged runs, that number would grow as the root of a thirtieth of all runs. It grows faster
     where the edge is known more finely than the model of it can tell, which is also why k may become this large.
     """
     return min(CAUTION * diverged, MOST_CAUTIOUS)

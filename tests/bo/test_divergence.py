@@ -256,5 +256,5 @@ def test_the_same_run_told_many_times_is_learned_from() -> None:
 
 
 def test_each_diverged_run_makes_more_cautious() -> None:
-    assert [caution(n) for n in (0, 1, 2)] == [0.0, 30.0, 60.0]
+    assert [caution(n) for n in (0, 1, 2)] == [0.0, 60.0, 120.0]
     assert caution(1000) == caution(2000)

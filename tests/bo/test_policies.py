@@ -498,7 +498,7 @@ def test_nothing_told_is_recommended_as_nothing_known() -> None:
     found = Bayes().recommend(History(RICH, Minimize("loss"), ()), SCALES.target, np.random.default_rng(0))
     assert RICH.validate(found.config)
     assert (found.mean, found.low, found.high) == (None, None, None)
-    assert "Nothing was told" in str(found.note)
+    assert "No run has finished" in str(found.note)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,20 @@ def test_another_seed_or_policy_for_an_existing_study_is_refused(file, capsys):
     assert "was made with seed 0, not 5" in capsys.readouterr().err
 
 
+def test_the_settings_of_a_policy_stand_in_the_file(file, capsys):
+    words = ["run", "job.py", "--executor", "in-process"]
+    settings = {"acquisition": "upper_confidence_bound", "options": {"beta": 1.0}}
+    file.write_text(FILE + f"\npolicy = 'bayes'\nsettings = {settings}\n")
+    assert main([*words, "--trials", "1"]) == 0
+    assert Study.open("studies/job").settings == settings
+    assert main([*words, "--trials", "2"]) == 0
+    assert windtunnel("--study", "studies/another", "--trials", "1") == 0  # a policy of another name
+    assert Study.open("studies/another").settings == {}
+    file.write_text(FILE + "\npolicy = 'bayes'\nsettings = {'acquisition': 'none'}\n")
+    assert main([*words, "--trials", "1", "--study", "studies/other"]) == 1
+    assert "There is no acquisition named 'none'" in capsys.readouterr().err
+
+
 def test_status_best_and_stop_read_a_study_that_no_one_drives(file, capsys):
     windtunnel()
     capsys.readouterr()

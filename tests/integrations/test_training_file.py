@@ -48,13 +48,14 @@ def write(tmp_path):
 
 def test_it_gives_what_the_file_defines(write):
     more = "budget = 8.0\nn_trials = 4\nbaseline = {'lr': 0.1}\npolicy = 'sobol'\nresources = {'num_cpus': 2}\n"
+    more += "settings = {'scale': 'target'}\n"
     loaded = TrainingFile(write(GOOD + more)).load()
 
     assert loaded.space == Space(lr=Real(0.0, 1.0))
     assert loaded.objective == Minimize("loss")
     assert loaded.train(3.0) == {"loss": 3.0}
     assert (loaded.budget, loaded.n_trials, loaded.baseline) == (8.0, 4, {"lr": 0.1})
-    assert (loaded.policy, loaded.resources) == ("sobol", {"num_cpus": 2})
+    assert (loaded.policy, loaded.settings, loaded.resources) == ("sobol", {"scale": "target"}, {"num_cpus": 2})
 
 
 def test_what_is_optional_may_be_absent(write):
