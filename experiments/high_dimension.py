@@ -27,21 +27,10 @@ from bo.policies.sobol import Sobol
 from bo.policies.trust_region import TrustRegion
 from bo.ports import History, Policy, Proposal
 from bo.trial import Trial
+from experiments.compare import problems
 from search_spaces import Real, Space
 
 Function = Callable[[np.ndarray], float]
-
-HARTMANN_A = np.array(
-    [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
-)
-HARTMANN_P = 1e-4 * np.array(
-    [
-        [1312, 1696, 5569, 124, 8283, 5886],
-        [2329, 4135, 8307, 3736, 1004, 9991],
-        [2348, 1451, 3522, 2883, 3047, 6650],
-        [4047, 8828, 8732, 5743, 1091, 381],
-    ]
-)
 
 
 def ellipsoid(z: np.ndarray) -> float:
@@ -64,8 +53,7 @@ def ackley(z: np.ndarray) -> float:
 
 def hartmann(x: np.ndarray) -> float:
     """Of six numbers in [0, 1], less its minimum."""
-    ways = np.exp(-(HARTMANN_A * np.square(x - HARTMANN_P)).sum(1))
-    return float(3.32236801 - np.array([1, 1.2, 3, 3.2]) @ ways)
+    return 3.32236801 + problems.hartmann(x)
 
 
 FULL = {"ellipsoid": ellipsoid, "rosenbrock": rosenbrock, "ackley": ackley}
