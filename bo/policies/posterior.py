@@ -30,8 +30,9 @@ from bo.surrogates.gp import GaussianProcess
 from bo.surrogates.hyperparameters import EXACT, NumericalError
 from search_spaces import Scale, Space
 
-#: Runs at a scale from which on a model of that scale alone is tried against the model of all scales.
-ENOUGH_ALONE = 6
+#: Runs at a scale, and for each coordinate, from which on a model of that scale alone is tried against that of all
+#: scales: a few that lie together foretell each other whatever is said of the rest of the space.
+ENOUGH_ALONE, EACH = 6, 3
 #: Multiples of the usual excess up to which a metric may be kept linear, 0 for as far as it reaches. With more than FEW
 #: runs they are compared again after so much growth.
 SHAPES, FEW, RECONSIDERED = (0.0, 1.0, 0.1), 50, 1.1
@@ -269,7 +270,7 @@ def fit(
     model = composite.fit(data, start, surrogate)
     memory = model.gp.memory()
     here = data.at(at)
-    if len(data.scales) > 1 and int((here & ~data.diverged).sum()) >= ENOUGH_ALONE:
+    if len(data.scales) > 1 and int(here.sum()) >= max(ENOUGH_ALONE, EACH * len(data.space.columns)):
         alone = composite.fit(data.rows(here), surrogate=surrogate)
         if float(log_density(alone).sum()) > float(log_density(model)[here].sum()):
             model = alone
