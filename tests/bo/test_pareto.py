@@ -270,6 +270,6 @@ def test_the_volume_is_reached_in_60_runs(seed: int, reference: tuple[float, flo
 
     trials = search(Pareto("branin", "currin", reference=reference), measure, 6, 60, 4, seed)
     found = volume([tuple(branin_currin(trial.config).values()) for trial in trials], (18.0, 6.0))
-    # The largest volume, 59.36, is that of botorch.test_functions.BraninCurrin. Without a reference the ends of the front
-    # are anyone's guess: two of three seeds reach 91% and 94%.
+    # The largest volume, 59.36, is that of botorch.test_functions.BraninCurrin. Without a reference the ends of the
+    # front are anyone's guess: two of three seeds reach 91% and 94%.
     assert found >= (0.95 if reference else 0.9) * 59.36011874867746
