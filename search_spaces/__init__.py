@@ -1,6 +1,6 @@
 """What may be searched: parameters, mixtures, schedules and scales, and their chart on the unit cube. numpy only."""
 
-from search_spaces.carry import Carried, carry
+from search_spaces.carry import Carried, CarriedScales, carry, carry_scales
 from search_spaces.codec import space_from_json, space_to_json
 from search_spaces.curve import (
     FAMILIES,
@@ -26,7 +26,7 @@ from search_spaces.fidelity import Axis, Fidelity, MeasuredCost, Scale, batch_to
 from search_spaces.mixture import Mixture
 from search_spaces.mixture_schedule import MixtureSchedule, SwitchedMixture
 from search_spaces.parameter import Choice, Column, Integer, Real
-from search_spaces.schedule import Schedule
+from search_spaces.schedule import Schedule, stable_until
 from search_spaces.space import Space
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "WSD",
     "Axis",
     "Carried",
+    "CarriedScales",
     "Choice",
     "Column",
     "Constant",
@@ -63,7 +64,9 @@ __all__ = [
     "WSDSqrt",
     "batch_tokens",
     "carry",
+    "carry_scales",
     "curve_from_json",
     "space_from_json",
     "space_to_json",
+    "stable_until",
 ]

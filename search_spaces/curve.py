@@ -181,6 +181,19 @@ class Curve(ABC):
         weights = total - k if momentum == 1 else (1.0 - momentum ** (total - k)) / (1.0 - momentum)
         return float(drops @ weights)
 
+    @property
+    def stable_until(self) -> float | None:
+        """The part of the run up to which the factor stays what it was at the end of warm-up; None where it never does.
+
+        Up to there a run is the beginning of every longer one, but for its warm-up.
+        """
+        end = self._held()
+        return end if end > self.warmup else None
+
+    def _held(self) -> float:
+        """Where the factor first changes after warm-up, were that short."""
+        return 0.0
+
     def to_json(self) -> dict[str, Any]:
         settings = {name: getattr(self, name) for name in self.settings()}
         return {"family": self.family} | {
@@ -235,6 +248,9 @@ class Constant(Curve):
     def _after(self, at: Moment) -> Array:
         return np.ones_like(at.t)
 
+    def _held(self) -> float:
+        return 1.0
+
 
 @dataclass(frozen=True)
 class Linear(Falling):
@@ -279,6 +295,9 @@ class WSD(Falling):
     def _fall(self, at: Moment) -> Array:
         return at.left(self.decay)
 
+    def _held(self) -> float:
+        return 1.0 - self.decay
+
 
 @dataclass(frozen=True)
 class WSDSqrt(WSD):
@@ -312,6 +331,9 @@ class WSDExponential(Curve):
     def _after(self, at: Moment) -> Array:
         return self.floor ** (1.0 - at.left(self.decay))
 
+    def _held(self) -> float:
+        return 1.0 - self.decay
+
 
 @dataclass(frozen=True)
 class WSDHalfLife(Curve):
@@ -333,6 +355,9 @@ class WSDHalfLife(Curve):
     def _after(self, at: Moment) -> Array:
         half_lives: Array = (1.0 - at.left(self.decay)) * self.decay / self.half_life
         return 0.5**half_lives
+
+    def _held(self) -> float:
+        return 1.0 - self.decay
 
 
 @dataclass(frozen=True)
@@ -476,6 +501,9 @@ class Step(Curve):
         passed = sum((at.passed(milestone) for milestone in self.milestones), np.zeros_like(at.t))
         return self.gamma**passed
 
+    def _held(self) -> float:
+        return self.milestones[0] if self.milestones else 1.0
+
 
 @dataclass(frozen=True)
 class Exponential(Curve):
@@ -528,6 +556,9 @@ class Piecewise(Curve):
             passed = at.passed(boundary)
             value = value * (1.0 - passed) + level * passed
         return value
+
+    def _held(self) -> float:
+        return self.boundaries[0] if self.boundaries else 1.0 / len(self.levels)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from search_spaces.curve import (
     family_named,
     refuse_setting,
 )
+from search_spaces.mixture_schedule import SwitchedMixture
 from search_spaces.parameter import Array, Column, Parameter, Real, codes_of, is_number, plain
 
 #: Where `Schedule.curves` looks at a curve, as fractions of training: m of them, closer in warm-up and in the decay.
@@ -263,6 +264,17 @@ class Schedule(Parameter):
 
     def to_json(self, value: Curve) -> dict[str, Any]:
         return value.to_json()
+
+
+def stable_until(config: Mapping[str, Any]) -> float | None:
+    """The part of a run up to which it is the beginning of all longer runs of this config, but for their warm-up.
+
+    There the first of its schedules leaves the peak, or its mixture switches. None where a schedule has no stable
+    phase, and for a config without a schedule, of whose learning rate nothing is known.
+    """
+    curves = [value.stable_until for value in config.values() if isinstance(value, Curve)]
+    ends = [*curves, *(value.switch for value in config.values() if isinstance(value, SwitchedMixture))]
+    return min(end for end in ends if end is not None) if curves and None not in curves else None
 
 
 def _check_families(names: Sequence[str], own: Mapping[str, Any]) -> None:

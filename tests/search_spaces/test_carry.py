@@ -5,7 +5,6 @@ import re
 import pytest
 
 from search_spaces import (
-    Carried,
     Choice,
     Cosine,
     Fidelity,
@@ -17,6 +16,7 @@ from search_spaces import (
     Space,
     SwitchedMixture,
     carry,
+    carry_scales,
 )
 
 PARAMETERS = {
@@ -75,7 +75,8 @@ def changed(*without, **parameters):
 )
 def test_a_widened_space_takes_every_config_as_it_is(new):
     carried = carry([ADAMW, SGD], OLD, new)
-    assert carried == Carried((ADAMW, SGD), (0, 1), ())
+    assert (carried.configs, carried.indices, carried.left_out) == ((ADAMW, SGD), (0, 1), ())
+    assert (set(carried.matched), carried.unused) == (set(PARAMETERS) | {"beta", "momentum", "nesterov"}, ())
     new.encode_all(carried.configs)
 
 
@@ -108,7 +109,7 @@ def test_a_widened_space_takes_every_config_as_it_is(new):
                 )
             ),
             (0,),
-            "beta belongs to an option of the new space that is not chosen.",
+            "It has 'beta' beside an option without it.",
         ),
     ],
 )
@@ -123,7 +124,8 @@ def test_a_config_outside_is_left_out_with_the_reason(new, left, reason):
 def test_a_config_that_breaks_a_constraint_of_the_new_space_is_left_out():
     new = Space(**PARAMETERS, constraints=["layers * lr <= 0.003"])
     reason = "Config breaks the constraint layers * lr <= 0.003 at layers=4, lr=0.001."
-    assert carry([ADAMW, ADAMW | {"layers": 2}], OLD, new) == Carried((ADAMW | {"layers": 2},), (1,), ((0, reason),))
+    carried = carry([ADAMW, ADAMW | {"layers": 2}], OLD, new)
+    assert (carried.configs, carried.left_out) == ((ADAMW | {"layers": 2},), ((0, reason),))
 
 
 def test_a_source_that_is_new_has_no_share_and_one_that_is_gone_had_none():
@@ -158,9 +160,10 @@ def test_a_new_parameter_gets_its_default_also_inside_an_option():
         ADAMW | {"clip": 1.0, "eps": 1e-8, "seed": 3},
         SGD | {"clip": 1.0, "seed": 3},
     )
-    with pytest.raises(ValueError, match=r"no value for 'eps', which the new one needs; .* defaults=\{'eps': \.\.\.\}"):
+    with pytest.raises(ValueError, match=r"no value for 'eps', which the new .* defaults=\{'eps': \.\.\.\}"):
         carry([ADAMW], OLD, new, defaults={"clip": 1.0})
     assert carry([SGD], OLD, new, defaults={"clip": 1.0}).indices == (0,), "the option with eps is not chosen"
+    assert carried.given == {"clip": 1, "eps": 1e-8, "seed": 3}
 
 
 def test_a_parameter_may_become_a_choice_that_decides_over_it():
@@ -191,8 +194,95 @@ def by_size(scale):
     return scale["tokens"]
 
 
-def test_rungs_of_the_scale_axes_may_differ():
-    assert carry([ADAMW], scaled(tokens=(1, 2)), scaled(tokens=(4, 8))).indices == (0,)
+def test_scales_are_matched_by_axis_and_need_not_be_rungs():
+    new = scaled(tokens=(4, 8), steps=(1, 2))
+    carried = carry_scales([{"tokens": 1, "steps": 2}, {"tokens": 8, "steps": 0}], new)
+    assert [dict(scale) for scale in carried.scales] == [{"tokens": 1.0, "steps": 2.0}]
+    assert carried.left_out == ((1, "scale needs steps to be a positive number, got 0."),)
+    assert (carried.matched, carried.given, carried.unused) == (("tokens", "steps"), {}, ())
+
+
+def test_an_axis_that_runs_lack_is_said_for_those_that_lack_it():
+    fidelity = Fidelity(by_size, tokens={"few": 4, "many": 8}, steps=(1, 2), target={"tokens": 8, "steps": 2})
+    new = Space(**PARAMETERS, fidelity=fidelity)
+    carried = carry_scales([{"steps": 1}, {"steps": 2}], new, scale={"tokens": "many"})
+    assert [dict(scale) for scale in carried.scales] == [{"tokens": 8.0, "steps": 1.0}, {"tokens": 8.0, "steps": 2.0}]
+    assert (carried.matched, carried.given) == (("steps",), {"tokens": "many"})
+    some = carry_scales([{"steps": 1}, {"steps": 1, "tokens": 4}], new, scale={"tokens": 8})
+    assert [scale["tokens"] for scale in some.scales] == [8.0, 4.0]
+    lacking = carry_scales([{"steps": 1}, {"steps": 1, "tokens": 4}], new)
+    assert lacking.left_out == ((0, "scale has no value for ['tokens']; it needs ['tokens', 'steps']."),)
+
+
+def test_of_axes_that_the_space_has_not_the_largest_combination_counts():
+    scales = [{"width": 1, "depth": 4}, {"width": 3, "depth": 2}, {"width": 4, "depth": 1}, {"width": 3, "depth": "x"}]
+    assert carry_scales(scales, OLD).indices == (1,)
+    assert carry_scales(scales, OLD).unused == ("width", "depth")
+    assert carry_scales(scales, OLD, drop=["depth"]).indices == (2,), "the widest"
+    assert carry_scales(scales, OLD, drop=["width", "depth"]).indices == (0, 1, 2, 3)
+    assert carry_scales([{}, {}], OLD).scales == (OLD.top, OLD.top)
+
+
+@pytest.mark.parametrize(
+    ("scales", "scale", "message"),
+    [
+        (
+            [{}],
+            None,
+            "Those runs have no value on the scale axis 'tokens', which the new space has; say what",
+        ),
+        ([{}], {"token": 1}, "scale names 'token', which is no axis of the new space; did you mean 'tokens'?"),
+        (
+            [{"tokens": 1}],
+            {"tokens": 1},
+            "scale names 'tokens', on which each of those runs has a value; leave it out.",
+        ),
+    ],
+)
+def test_scales_that_cannot_be_placed_are_refused_by_the_name_of_the_axis(scales, scale, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        carry_scales(scales, scaled(tokens=(1, 2)), scale=scale)
+
+
+def test_configs_of_no_space_are_read_as_what_the_parameters_allow():
+    row = {
+        "lr": "0.001",
+        "layers": "4",
+        "norm": "rms",
+        "data/code": "0.5",
+        "data/docs": 0.5,
+        "data/web": "0",
+        "schedule": '{"family": "cosine", "warmup": 0.05, "floor": 0.0}',
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "nesterov": "True",
+        "dropout": "0.1",
+        "note": "first",
+    }
+    carried = carry([row], None, OLD)
+    assert carried.configs == (SGD | {"data": ADAMW["data"]},)
+    assert carried.unused == ("note",)
+    choices = Space(layers=Choice(2, 4), on=Choice(True, False), text=Choice("true", "2"))
+    assert carry([{"layers": 2.0, "on": "true", "text": "true"}], None, choices).configs == (
+        {"layers": 2, "on": True, "text": "true"},
+    )
+
+
+def test_a_row_without_a_value_that_others_have_is_left_out_and_one_value_for_all_may_be_dropped():
+    space = Space(lr=Real(0, 1), dropout=Real(0, 1))
+    carried = carry([{"lr": 0.1, "dropout": 0.2, "host": "a"}, {"lr": 0.1, "host": "a"}], None, space)
+    assert (carried.indices, carried.left_out) == ((0,), ((1, "It has no value for 'dropout'."),))
+    with pytest.raises(ValueError, match="varied 'host'"):
+        carry([{"lr": 0.1, "dropout": 0.2, "host": host} for host in "ab"], None, space)
+    assert carry([{"lr": 0.1}, {"lr": 0.2}], None, space, defaults={"dropout": 0.5}).indices == (0, 1)
+
+
+@pytest.mark.parametrize("value", ["much", {"code": "most"}, {"code/a": 1}, [1], None, float("nan")])
+def test_a_value_of_no_space_that_makes_no_sense_is_left_out(value):
+    space = Space(lr=Real(0, 1), data=Mixture("code", "docs"))
+    assert carry([{"lr": 0.5, "data": value}], None, space).configs == ()
+    assert carry([{"lr": value, "data": {"code": 1, "docs": 0}}], None, space).configs == ()
+    assert carry([{"lr": 0.5, "data/code": value, "data/code/more": 1}], None, space).configs == ()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +307,7 @@ def test_rungs_of_the_scale_axes_may_differ():
             OLD,
             changed(clip=Real(0, 1)),
             {},
-            "Configs of the old space have no value for 'clip', which the new one needs; say what those runs did by "
+            "Those runs have no value for 'clip', which the new space needs; say what they did by "
             "defaults={'clip': ...}.",
         ),
         (OLD, changed(clip=Real(0, 1)), {"defaults": {"clip": 2.0}}, "clip must be a number in [0.0, 1.0], got 2.0."),
@@ -226,19 +316,11 @@ def test_rungs_of_the_scale_axes_may_differ():
             OLD,
             changed("layers"),
             {},
-            "The old space varied 'layers', which the new one does not have, so its runs are not comparable; keep it, "
-            "or count them as equal by drop=['layers'].",
+            "Those runs varied 'layers', which the new space does not have, so they are not comparable; keep it, or "
+            "count them as equal by drop=['layers'].",
         ),
-        (OLD, OLD, {"drop": ["layer"]}, "drop names 'layer', which the old space does not have; it has ["),
+        (OLD, OLD, {"drop": ["layer"]}, "drop names 'layer', which those runs do not have; they have ["),
         (OLD, OLD, {"drop": "layers"}, "drop must be a list of names, got 'layers'; write ['layers']."),
-        (
-            scaled(tokens=(1, 2)),
-            OLD,
-            {},
-            "Only the old space has the scale axis 'tokens', so runs of the two cannot be compared; both need the same "
-            "axes, got ['tokens'] and [].",
-        ),
-        (scaled(tokens=(1, 2)), scaled(tokens=(1, 2), steps=(1,)), {}, "Only the new space has the scale axis 'steps'"),
         (Space(lr=Real(0, 1)), OLD, {}, "Config has a value for 'layers', which the space does not know"),
     ],
 )

@@ -200,7 +200,39 @@ def test_inverse_sqrt_without_warmup_falls_from_the_first_step():
     np.testing.assert_allclose(InverseSqrt(warmup=0).factor([0, 1, 4], 100), [1, 1, 0.5], atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("curve", "end"),
+    [
+        (Constant(warmup=0.1), 1.0),
+        (WSD(decay=0.25, warmup=0.1), 0.75),
+        (WSDSqrt(decay=0.25), 0.75),
+        (WSDExponential(decay=0.25), 0.75),
+        (WSDHalfLife(decay=0.25), 0.75),
+        (Step(milestones=(0.3, 0.6)), 0.3),
+        (Step(milestones=()), 1.0),
+        (Piecewise(levels=(1, 0.5, 0.1), boundaries=(0.4, 0.6)), 0.4),
+        (Piecewise(levels=(1, 0.5)), 0.5),
+        (WSD(decay=0.5, warmup=0.5), None),
+        (Step(milestones=(0.3,), warmup=0.4), None),
+        *((FAMILIES[name](), None) for name in ("linear", "cosine", "rex", "power", "inverse_sqrt", "onecycle")),
+        (Exponential(), None),
+        (Refined(), None),
+    ],
+)
+def test_a_stable_phase_ends_where_the_rate_leaves_the_peak(curve, end):
+    assert curve.stable_until == end
+
+
 # ----------------------------------------------------------------------------------------------------------- properties
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(curves(), st.integers(10, 500), st.integers(1, 10))
+def test_in_its_stable_phase_a_run_is_the_beginning_of_longer_ones_but_for_warm_up(curve, total, times):
+    end = int((curve.stable_until or 0.0) * total)
+    warm = round(curve.warmup * total * times)
+    steps = np.arange(min(warm, end), end)
+    assert curve.factor(steps, total).tolist() == curve.factor(steps, times * total).tolist()
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)

@@ -11,6 +11,7 @@ from search_spaces.curve import (
     FAMILIES,
     REX,
     WSD,
+    Constant,
     Cosine,
     InverseSqrt,
     Linear,
@@ -19,8 +20,9 @@ from search_spaces.curve import (
     Refined,
     curve_from_json,
 )
+from search_spaces.mixture_schedule import SwitchedMixture
 from search_spaces.parameter import Real
-from search_spaces.schedule import PROGRESS, Schedule
+from search_spaces.schedule import PROGRESS, Schedule, stable_until
 from search_spaces.space import Space
 
 EVERY = list(FAMILIES)
@@ -372,3 +374,12 @@ def test_weights_from_gradient_norms_can_stand_in_a_space():
     refined = Refined.from_gradient_norms(np.linspace(3, 1, 200), nodes=5)
     schedule = Schedule("cosine", refined={"weights": refined.weights})
     assert schedule.decode(np.array([[0.9, 0.5, 0.5]])) == [refined]
+
+
+def test_a_config_is_stable_until_the_first_of_its_parts_depends_on_the_length_of_the_run():
+    switched = SwitchedMixture({"a": 1.0, "b": 0.0}, {"a": 0.5, "b": 0.5}, 0.7)
+    assert stable_until({"lr": 1e-3, "schedule": WSD(decay=0.2)}) == 0.8
+    assert stable_until({"schedule": WSD(decay=0.2), "data": switched}) == 0.7
+    assert stable_until({"schedule": WSD(decay=0.2), "weight_decay": Constant(), "data": {"a": 1.0}}) == 0.8
+    assert stable_until({"schedule": WSD(decay=0.2), "weight_decay": Cosine()}) is None
+    assert stable_until({"lr": 1e-3, "data": switched}) is None, "nothing is known of its learning rate"
