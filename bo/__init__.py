@@ -1,5 +1,6 @@
 """How to search: the study, its objective, and the loop that runs it. Importing this loads neither torch nor ray."""
 
+from bo.elsewhere import Run, Runs
 from bo.journal import JournalError, StudyInUse
 from bo.objective import AtLeast, AtMost, Function, Largest, Maximize, Minimize, Objective, Pareto, WeightedSum
 from bo.ports import History, Limits, Proposal, Recommendation
@@ -25,7 +26,9 @@ __all__ = [
     "Proposal",
     "Recommendation",
     "Report",
+    "Run",
     "RunningTrial",
+    "Runs",
     "StopTrial",
     "Study",
     "StudyInUse",

@@ -18,14 +18,18 @@ KINDS: dict[str, tuple[str, ...]] = {
     "training": ("file", "sha256", "args"),
     "limits": ("n_trials", "budget"),
     "enqueued": ("config", "scale"),
-    "proposed": ("trial", "config", "scale", "seed", "cost", "source", "seen", "predicted?", "memory?", "note?"),
+    "proposed": (
+        *("trial", "config", "scale", "seed", "cost", "source", "seen"),
+        *("predicted?", "memory?", "note?", "wanted?"),
+    ),
     "reported": ("trial", "attempt", "step", "metrics"),
+    "branched": ("trial", "attempt", "scale", "metrics"),
     "retried": ("trial", "attempt", "cause"),
     "finished": ("trial", "metrics", "seconds?"),
     "diverged": ("trial", "error", "metrics?", "seconds?"),
     "stopped": ("trial", "seconds?"),
     "failed": ("trial", "error", "traceback?", "seconds?"),
-    "added": ("trial", "config", "scale", "metrics", "diverged?", "source?", "note?", "origin?"),
+    "added": ("trial", "config", "scale", "metrics", "diverged?", "source?", "note?", "origin?", "study?"),
 }
 
 Event = dict[str, Any]

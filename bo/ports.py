@@ -1,7 +1,7 @@
 """The two things a study needs from outside: a policy that proposes, and an executor that runs.
 
 A policy gets data (`History`) and never the study; an executor gets a trial and never the study. What an executor has
-to say comes back as one of five messages.
+to say comes back as one of six messages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from bo.objective import Objective
 from bo.trial import Trial
-from search_spaces import Scale, Space
+from search_spaces import Scale, Space, stable_until
 
 # ------------------------------------------------------------------------------------------- what an executor says
 
@@ -29,6 +29,16 @@ class Reported:
     trial: int
     attempt: int
     step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Branched:
+    """The run handed in what its configuration gives at a smaller scale, and goes on."""
+
+    trial: int
+    attempt: int
+    scale: Scale
     metrics: Mapping[str, float]
 
 
@@ -72,7 +82,9 @@ class Lost:
     cause: str
 
 
-Message = Reported | Returned | Stopped | Raised | Lost
+#: What a run says on its way, any number of times; all other messages are its last.
+Underway = Reported | Branched
+Message = Underway | Returned | Stopped | Raised | Lost
 Train = Callable[[Any], Mapping[str, float]]
 
 
@@ -137,14 +149,15 @@ class History:
         """Cost of every trial proposed so far, in runs at the top scale; runs made elsewhere cost nothing here."""
         return sum(trial.cost for trial in self.trials if trial.source not in ELSEWHERE)
 
-    def affordable(self, scales: Sequence[Scale]) -> int:
-        """How many runs at these scales, in this order, the limits still allow."""
-        room = len(scales) if self.limits.n_trials is None else max(0, self.limits.n_trials - self.proposed)
+    def affordable(self, runs: Sequence[Scale | Proposal]) -> int:
+        """How many runs at these scales, or of these proposals, the limits still allow in this order."""
+        room = len(runs) if self.limits.n_trials is None else max(0, self.limits.n_trials - self.proposed)
         if self.limits.budget is None:
-            return min(len(scales), room)
+            return min(len(runs), room)
         if self.spent > self.limits.budget:
             return 0
-        totals = accumulate((self.space.cost(scale) for scale in scales[:room]), initial=self.spent)
+        costs = (run.cost(self.space) if isinstance(run, Proposal) else self.space.cost(run) for run in runs[:room])
+        totals = accumulate(costs, initial=self.spent)
         return sum(total <= self.limits.budget * (1 + 1e-9) for total in totals) - 1
 
     @property
@@ -152,10 +165,23 @@ class History:
         """Number of trials that count towards `limits.n_trials`."""
         return sum(trial.source not in ELSEWHERE for trial in self.trials)
 
+    @property
+    def own(self) -> tuple[Trial, ...]:
+        """The trials of this study, added ones included: all but those of other studies."""
+        return tuple(trial for trial in self.trials if trial.study is None)
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        """Names of the other studies that runs are from, in the order of their first run."""
+        return tuple(dict.fromkeys(trial.study for trial in self.trials if trial.study is not None))
+
 
 @dataclass(frozen=True)
 class Proposal:
-    """A configuration to run, at a scale, and why; `note` says what an operator should know (a fallback's reason)."""
+    """A configuration to run, at a scale, and why; `note` says what an operator should know (a fallback's reason).
+
+    wanted: smaller scales at which the run is to hand in what the same configuration gives there (`trial.branch`).
+    """
 
     config: Mapping[str, Any]
     scale: Scale
@@ -163,13 +189,21 @@ class Proposal:
     predicted: Mapping[str, float] | None = None
     memory: Mapping[str, Any] = field(default_factory=dict)
     note: str | None = None
+    wanted: tuple[Scale, ...] = ()
+
+    def cost(self, space: Space) -> float:
+        """In runs at the top scale: of the run, and for each branch of what comes after the stable phase there."""
+        rest = 1.0 - (stable_until(self.config) or 0.0)
+        return space.cost(self.scale) + rest * sum(map(space.cost, self.wanted))
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """The configuration the model believes best at a scale; the objective is in minimised user units, 90% interval.
 
-    trial: the one that ran it, when it was chosen among those that ran.
+    trial: the one that ran it, when it was chosen among those that ran. intervals: where the best value of each number
+    lies with 90%, by its path (`data.code`). options: how likely each option of a choice is the best. guess: why the
+    config is one, where no run was near. trust: whether runs elsewhere decided about the target, and why.
     """
 
     config: Mapping[str, Any]
@@ -179,13 +213,33 @@ class Recommendation:
     high: float | None
     note: str | None = None
     trial: int | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    guess: str | None = None
+    trust: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study under its limits comes to.
+
+    proxies: the scale of each, cheapest cells first. cost: of them all, in target runs. saved: target runs that they
+    are expected to save. targets: runs at the target that the limits leave, None without limits. why: where there are
+    no proxies, the reason.
+    """
+
+    proxies: tuple[Scale, ...]
+    cost: float
+    saved: float
+    targets: int | None
+    why: str | None = None
 
 
 class Policy(Protocol):
     """Decides what to run next: a pure function of its settings, the history and the generator.
 
     It may have a method `check(space, objective)` too, with ValueError for settings that do not fit them, which
-    `Study.create` asks.
+    `Study.create` asks, and a method `plan(history)` that says what the study comes to.
     """
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
@@ -205,6 +259,7 @@ POLICIES: dict[str, str] = {
     "sobol": "bo.policies.sobol:Sobol",
     "bayes": "bo.policies.bayes:Bayes",
     "ladder": "bo.policies.ladder:Ladder",
+    "multi_fidelity": "bo.policies.multi_fidelity:MultiFidelity",
     "trust_region": "bo.policies.trust_region:TrustRegion",
 }
 

@@ -9,12 +9,12 @@ from typing import Literal
 
 from bo import journal, ports
 from bo.objective import Pareto
-from bo.ports import Executor, Lost, Message, Raised, Reported, Returned, Stopped, Train
+from bo.ports import Branched, Executor, Lost, Message, Raised, Reported, Returned, Stopped, Train, Underway
 from bo.study import Study
 from bo.trial import Trial
 
 Reason = Literal["limits", "hours", "target", "patience", "stopped"]
-Moment = Literal["started", "reported", "told", "failed", "stopped", "retried"]
+Moment = Literal["started", "reported", "branched", "told", "failed", "stopped", "retried"]
 Watch = Callable[[Moment, Trial], None]
 
 RETRIES = 3  # a worker that is lost more often takes its trial down with it: an out-of-memory run never fits
@@ -130,8 +130,11 @@ class _Driver:
         match message:
             case Reported(step=step, metrics=metrics):
                 study.report(id, step, metrics)
-                if stop_requested(study.folder) or id in requested_stops(study.folder):
-                    self.executor.stop(id)
+            case Branched(scale=scale, metrics=metrics):
+                try:
+                    study.branch(id, scale, metrics)
+                except ValueError as error:  # the training function's, and no reason to end all others
+                    study.fail(id, str(error))
             case Returned(metrics=metrics, seconds=seconds):
                 if absent := study.objective.missing(metrics):
                     has = f"it has {sorted(metrics)}"
@@ -152,8 +155,13 @@ class _Driver:
             case Lost(cause=cause):
                 self.waiting.append(study.retry(id, cause))
         now = study.trial(id)
-        if isinstance(message, Reported):
-            moment: Moment = "reported"
+        goes_on = now.status == "running" and isinstance(message, Underway)
+        if isinstance(message, Underway) and (
+            not goes_on or stop_requested(study.folder) or id in requested_stops(study.folder)
+        ):
+            self.executor.stop(id)
+        if goes_on:
+            moment: Moment = "reported" if isinstance(message, Reported) else "branched"
         elif now.status == "running":
             moment = "retried"
         else:

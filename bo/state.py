@@ -9,8 +9,11 @@ from typing import Any
 from bo.events import Event, metrics_from_json
 from bo.objective import Objective
 from bo.ports import Limits
-from bo.trial import Report, Trial
+from bo.trial import Branch, Report, Trial
 from search_spaces import Scale, Space
+
+#: The study of prior runs in journals that do not name it.
+UNNAMED = "another study"
 
 
 @dataclass
@@ -88,6 +91,7 @@ def _proposed(state: State, happened: Event) -> None:
         cost=happened["cost"],
         predicted=happened.get("predicted"),
         note=happened.get("note"),
+        wanted=tuple(map(state.scale, happened.get("wanted", ()))),
     )
 
 
@@ -102,6 +106,7 @@ def _added(state: State, happened: Event) -> None:
         status="diverged" if happened.get("diverged") else "finished",
         metrics=metrics_from_json(happened["metrics"]),
         note=happened.get("note"),
+        study=happened.get("study", UNNAMED) if happened.get("source") == "prior" else None,
     )
     state.ended.append(happened["trial"])
     if "origin" in happened:
@@ -113,6 +118,13 @@ def _reported(state: State, happened: Event) -> None:
     earlier = tuple(report for report in trial.reports if report.step < happened["step"])
     report = Report(happened["step"], metrics_from_json(happened["metrics"]))
     state.trials[trial.id] = replace(trial, reports=(*earlier, report))
+
+
+def _branched(state: State, happened: Event) -> None:
+    trial = state.trials[happened["trial"]]
+    branch = Branch(state.scale(happened["scale"]), metrics_from_json(happened["metrics"]))
+    others = tuple(other for other in trial.branches if other.scale != branch.scale)
+    state.trials[trial.id] = replace(trial, branches=(*others, branch))
 
 
 def _retried(state: State, happened: Event) -> None:
@@ -152,6 +164,7 @@ APPLY: dict[str, Callable[[State, Event], None]] = {
     "proposed": _proposed,
     "added": _added,
     "reported": _reported,
+    "branched": _branched,
     "retried": _retried,
     "finished": _finished,
     "diverged": _diverged,

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import numpy as np
 from bo import journal as journals
 from bo import objective as objectives
 from bo import ports, state
+from bo.elsewhere import Run, Runs
 from bo.events import Event, event, metrics_to_json
 from bo.journal import Journal, JournalError
 from bo.objective import Function, Objective, Pareto
-from bo.ports import History, Limits, Policy, Proposal, Recommendation
-from bo.trial import Trial
-from bo.worker import numbers, whole_step
-from search_spaces import MeasuredCost, Scale, Space, carry
+from bo.ports import History, Limits, Plan, Policy, Proposal, Recommendation
+from bo.trial import Trial, results
+from bo.worker import numbers, smaller, whole_step
+from search_spaces import MeasuredCost, Scale, Space, carry, carry_scales
 from search_spaces.codec import space_from_json, space_to_json
 
 VERSION = 1
@@ -34,10 +35,33 @@ log = logging.getLogger("windtunnel")
 
 @dataclass(frozen=True)
 class Prior:
-    """What `Study.add_prior` did: the trials it added, and those of the other study it left out, with the reasons."""
+    """What `Study.add_prior` did.
+
+    added: the trials it made. left_out: the other runs by their ids, with the reasons; those that were there already
+    are not among them. matched: parameters and scale axes that both have. given: those that only this study has, with
+    the value that the runs got. unused: those that only the runs have.
+    """
 
     added: tuple[Trial, ...]
-    left_out: tuple[tuple[int, str], ...]
+    left_out: tuple[tuple[int | str, str], ...] = ()
+    matched: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+    def words(self) -> str:
+        """All of it as text, a line for each reason."""
+        given = ", ".join(f"{name}={value!r}" for name, value in self.given.items())
+        lines = [
+            f"Runs taken: {len(self.added)}, left out: {len(self.left_out)}.",
+            f"In both: {', '.join(self.matched) or 'nothing'}.",
+            f"Only here, and taken as: {given}." if given else "",
+            f"Only there, and not used: {', '.join(self.unused)}." if self.unused else "",
+        ]
+        reasons: dict[str, list[str]] = {}
+        for id, reason in self.left_out:
+            reasons.setdefault(reason, []).append(str(id))
+        lines += [f"{', '.join(ids)}: {reason}" for reason, ids in reasons.items()]
+        return "\n".join(filter(None, lines))
 
 
 class Study:
@@ -308,7 +332,7 @@ class Study:
         """
         if self.space.fidelity is None:
             raise ValueError("The space has no fidelity=, so there are no scales to learn the cost of a run from.")
-        measured = [t for t in self.trials if t.status == "finished" and t.attempt == 1]
+        measured = [t for t in results(self.trials) if t.status == "finished" and t.attempt == 1]
         runs = [(trial.scale, trial.seconds) for trial in measured if trial.seconds]
         if not runs:
             raise ValueError(
@@ -329,6 +353,18 @@ class Study:
         target = self.space.fidelity.target if self.space.fidelity else None
         at = self._state.scale(target if scale is None else scale)
         return self._policy().recommend(self.history(), at, self._rng(len(self.trials)), tried)
+
+    def plan(self, limits: Limits | None = None) -> Plan | None:
+        """How many runs where the study comes to under its limits, or others; None where its policy makes no plan."""
+        policy, history = self._policy(), self.history()
+        if not hasattr(policy, "plan"):
+            return None
+        limits = limits or history.limits
+        queued = [self.space.cost(scale) for _, scale in self.queue]  # they take their part of the limits
+        n_trials = None if limits.n_trials is None else max(1, limits.n_trials - len(queued))
+        budget = None if limits.budget is None else max(1e-9, limits.budget - sum(queued))
+        found: Plan = policy.plan(replace(history, limits=Limits(n_trials, budget)))
+        return found
 
     # ------------------------------------------------------------------------------------------------- changing
 
@@ -398,6 +434,25 @@ class Study:
         stored = self._stored(plain, f"Trial {id}")
         self._append(event("reported", trial=id, attempt=trial.attempt, step=step, metrics=stored))
 
+    def branch(self, id: int, scale: Mapping[str, float | str], metrics: Mapping[str, float]) -> None:
+        """Record what the configuration of a running trial gives at a smaller scale, for the model to learn from.
+
+        scale: the axes that are smaller than the trial's own; the others may be left out. It counts towards no limit.
+        Equal metrics there are not written again, others replace the earlier ones; what is not finite of those that the
+        objective names makes it a diverged result. ValueError when the scale is none that runs, or not a smaller one.
+        """
+        trial, plain = self._running(id, "branches no more"), numbers(metrics, f"Trial {id}")
+        if self.space.fidelity is None:
+            raise ValueError(f"Trial {id} has no scale axes to branch at; give the space a fidelity=.")
+        at = self.space.fidelity.scale({**trial.scale, **scale})  # it stands for a run, so it must be a scale that runs
+        smaller(trial.scale, {axis: at[axis] for axis in at if at[axis] != trial.scale[axis]}, f"Trial {id}")
+        if absent := self.objective.missing(plain):
+            raise ValueError(f"Trial {id} has a branch without {absent}, which the objective needs; {sorted(plain)}.")
+        if any(earlier.scale == at and _same(earlier.metrics, plain) for earlier in trial.branches):
+            return
+        stored = self._stored(plain, f"Trial {id}")
+        self._append(event("branched", trial=id, attempt=trial.attempt, scale=at.to_json(), metrics=stored))
+
     def retry(self, id: int, cause: str) -> Trial:
         """Record that a trial's worker was lost; it goes on from its checkpoint as its next attempt."""
         trial = self._running(id, "cannot be retried")
@@ -437,47 +492,74 @@ class Study:
 
     def add_prior(
         self,
-        prior: Study | str | os.PathLike[str],
+        prior: Study | Runs | str | os.PathLike[str],
         *,
         defaults: Mapping[str, Any] | None = None,
         drop: Sequence[str] = (),
+        scale: Mapping[str, float | str] | None = None,
     ) -> Prior:
-        """Take the told trials of another study, or of the one in that folder, for this one to learn from.
+        """Take the finished runs of another study, of the one in that folder, or of an import, to learn from.
 
-        They become trials of source "prior" with a note of where they are from. They are in this study's journal from
-        then on, so the other folder is not needed again; those that are there already, also by way of a third study,
-        are not added again. They count towards no limit and are never the best.
+        They become trials of source "prior", with `Trial.study` and a note that say where they are from. They are in
+        this study's journal from then on, so the other folder is not needed again; those that are there already, also
+        by way of a third study, are not added again. They count towards no limit, are never the best, and never stand
+        for results of this study.
 
-        The model takes them for runs of this study at their scales, the top scale too: take only studies that train and
-        measure alike. Spaces may differ as `search_spaces.carry` says, with its `defaults` and `drop`; trials that the
-        space does not allow are left out, with a warning. What holds at one scale alone is treated as by `add`.
+        Spaces may differ as `search_spaces.carry` says, with its `defaults` and `drop`, and scale axes as
+        `search_spaces.carry_scales` says: `scale` is what those runs had on axes that only this study has. What was
+        matched, what was not, and which runs are left out and why is in what is returned; a warning counts the latter.
+        What holds at one scale alone is treated as by `add`.
 
-        ValueError, before anything is added, when the spaces are not comparable or a finished trial lacks a metric that
-        the objective names; JournalError when the folder holds no study that can be read.
+        ValueError, before anything is added, when the two are not comparable or no run has a metric that the objective
+        names; JournalError when the folder holds no study that can be read.
         """
         self._refuse_unchecked()
-        other = prior if isinstance(prior, Study) else Study.open(prior)
-        known = {self._origin(trial) for trial in self.trials if trial.told}
-        told = [trial for trial in other.trials if trial.told and other._origin(trial) not in known]
-        for trial in told:
-            if trial.status == "finished" and (absent := self.objective.missing(trial.metrics or {})):
-                raise ValueError(
-                    f"Trial {trial.id} of {other.folder} has no metric {absent}, which the objective names; it has "
-                    f"{sorted(trial.metrics or {})}."
-                )
-        carried = carry([trial.config for trial in told], other.space, self.space, defaults=defaults, drop=drop)
+        if not isinstance(prior, Runs):
+            prior = (prior if isinstance(prior, Study) else Study.open(prior)).runs()
+        rows = prior.rows
+        unmeasured = {index: reason for index, row in enumerate(rows) if (reason := self._unmeasured(row))}
+        finished = [index for index, row in enumerate(rows) if not row.diverged]
+        if finished and all(index in unmeasured for index in finished):
+            why = f"{rows[finished[0]].id}: {unmeasured[finished[0]]}"
+            raise ValueError(f"No run of {prior.name} can be learned from; {why}")
+        places = carry_scales([row.scale for row in rows], self.space, scale=scale, drop=drop)
+        others = [name for name in drop if name not in places.unused]
+        configs = carry([row.config for row in rows], prior.space, self.space, defaults=defaults, drop=others)
+        at = dict(zip(places.indices, places.scales, strict=True))
+        known = {self._origin(trial) for trial in results(self.trials)}
         first = len(self.trials)
-        events = [
-            self._taken(first + i, other, told[index], config, "prior")
-            for i, (index, config) in enumerate(zip(carried.indices, carried.configs, strict=True))
-        ]
+        events: list[Event] = []
+        for index, config in zip(configs.indices, configs.configs, strict=True):
+            if index in at and index not in unmeasured and _origin_of(rows[index]) not in known:
+                id = first + len(events)
+                events.append(self._taken(id, prior.name, rows[index], config, at[index], source="prior"))
         if events:
             self._append(*events)
-        left_out = tuple((told[index].id, reason) for index, reason in carried.left_out)
+        reasons = {**dict(places.left_out), **dict(configs.left_out), **unmeasured}
+        left_out = (*prior.left_out, *((rows[index].id, reasons[index]) for index in sorted(reasons)))
         if left_out:
-            words = "%d of %d trials of %s are left out, the first, trial %d, because: %s"
-            log.warning(words, len(left_out), len(told), other.folder, *left_out[0])
-        return Prior(self.trials[first:], left_out)
+            words = "%d of %d runs of %s are left out, the first, %s, because: %s"
+            log.warning(words, len(left_out), len(rows) + len(prior.left_out), prior.name, *left_out[0])
+        matched, unused = configs.matched + places.matched, configs.unused + places.unused
+        return Prior(self.trials[first:], left_out, matched, {**configs.given, **places.given}, unused)
+
+    def runs(self) -> Runs:
+        """The told trials as plain rows, those of other studies too: what `add_prior` takes of this study."""
+        name = f"{self.folder.name}#{_digest(self._header)[:8]}"
+        rows = tuple(
+            Run(
+                id=trial.id,
+                config=trial.config,
+                metrics=trial.metrics or {},
+                scale=trial.scale,
+                diverged=trial.status == "diverged",
+                origin=self._origin(trial),
+                study=trial.study,
+                note=trial.note if trial.id in self._state.origins else f"Trial {trial.id} of {self.folder}.",
+            )
+            for trial in results(self.trials)
+        )
+        return Runs(name, rows, space=self.space)
 
     def limit(self, n_trials: int | None = None, budget: float | None = None) -> Limits:
         """Set the study's totals; one that is None keeps what it was. Returns them."""
@@ -501,16 +583,16 @@ class Study:
         made, when a finished trial lacks a metric that the objective names.
         """
         better = objective or self.objective
-        for trial in self.trials:
+        for trial in results(self.trials):
             if trial.status == "finished" and (absent := better.missing(trial.metrics or {})):
                 raise ValueError(f"Trial {trial.id} has no metric {absent}, which the new objective names.")
         same: dict[str, Any] = {"seed": self.seed, "policy": self.policy_name, "settings": self.settings}
         new = Study.create(path, self.space, objective=better, **same | arguments)
-        told = [trial for trial in self.trials if trial.told]
+        runs = self.runs()
         new._append(
             *(
-                new._taken(id, self, trial, trial.config, "prior" if trial.source == "prior" else "added")
-                for id, trial in enumerate(told)
+                new._taken(id, runs.name, row, row.config, row.scale, source="added" if row.study is None else "prior")
+                for id, row in enumerate(runs.rows)
             )
         )
         return new
@@ -540,24 +622,38 @@ class Study:
         for text in self.space.lacking:
             raise ValueError(f"The constraint {text} is not at hand; hand the space in by Study.open.")
 
-    def _taken(self, id: int, other: Study, trial: Trial, config: Mapping[str, Any], source: str) -> Event:
-        """A told trial of another study as trial `id` of this one, by its `config` here."""
-        lost = dict.fromkeys(self.objective.metrics, math.nan) if trial.status == "diverged" else {}
+    def _taken(
+        self, id: int, name: str, row: Run, config: Mapping[str, Any], scale: Mapping[str, Any], *, source: str
+    ) -> Event:
+        """A run of the study of that name as trial `id` of this one, by its `config` and `scale` here."""
+        lost = dict.fromkeys(self.objective.metrics, math.nan) if row.diverged else {}
         return self._added(
             id,
             config,
-            {**(trial.metrics or {}), **lost},
-            trial.scale,
+            {**row.metrics, **lost},
+            scale,
             source=source,
-            note=trial.note if trial.id in other._state.origins else f"Trial {trial.id} of {other.folder}.",
-            origin=other._origin(trial),
+            note=row.note or f"Run {row.id} of {name}.",
+            origin=_origin_of(row),
+            study=(row.study or name) if source == "prior" else None,
         )
+
+    def _unmeasured(self, row: Run) -> str:
+        """Why a run's metrics cannot be learned from; empty when they can."""
+        try:
+            plain = numbers(row.metrics, "A run")
+        except ValueError as error:
+            return str(error)
+        if not row.diverged and (absent := self.objective.missing(plain)):
+            return f"It has no metric {absent}, which the objective names; it has {sorted(plain)}."
+        return ""
 
     def _origin(self, trial: Trial) -> str:
         """What tells a told run apart from every other: the study it was told to, its number and what it gave there."""
         here = [self._header, trial.id, trial.status, trial.metrics]
-        text = json.dumps(here, sort_keys=True)
-        return self._state.origins.get(trial.id) or hashlib.sha256(text.encode()).hexdigest()
+        if trial.scale != self._state.trials[trial.id].scale:  # a branch of it
+            here.append(trial.scale.to_json())
+        return self._state.origins.get(trial.id) or _digest(here)
 
     def _added(
         self,
@@ -590,7 +686,7 @@ class Study:
 
     def _propose(self, proposals: Sequence[Proposal]) -> tuple[Trial, ...]:
         first, seen = len(self.trials), self._state.seen
-        proposals = proposals[: self.history().affordable([proposal.scale for proposal in proposals])]
+        proposals = proposals[: self.history().affordable(proposals)]
         events = [
             event(
                 "proposed",
@@ -598,12 +694,13 @@ class Study:
                 config=self.space.at(proposal.scale).to_json(proposal.config),
                 scale=proposal.scale.to_json(),
                 seed=int(self._rng(first + i, 1).integers(2**31)),
-                cost=self.space.cost(proposal.scale),
+                cost=proposal.cost(self.space),
                 source=proposal.source,
                 seen=seen,
                 predicted=proposal.predicted,
                 memory=proposal.memory or None,
                 note=proposal.note,
+                wanted=[scale.to_json() for scale in proposal.wanted] or None,
             )
             for i, proposal in enumerate(proposals)
         ]
@@ -635,6 +732,16 @@ def _make_policy(name: str, settings: Mapping[str, Any]) -> Policy:
         known = list(inspect.signature(cls).parameters)
         raise ValueError(f"The policy {name!r} has settings {known}, got {sorted(settings)}.") from None
     return policy
+
+
+def _digest(json_value: Any) -> str:
+    return hashlib.sha256(json.dumps(json_value, sort_keys=True).encode()).hexdigest()
+
+
+def _origin_of(row: Run) -> str:
+    """What tells a run apart from every other."""
+    written = [row.id, dict(row.config), dict(row.metrics), dict(row.scale), row.diverged]
+    return row.origin or hashlib.sha256(repr(written).encode()).hexdigest()
 
 
 def _seconds(seconds: float | None) -> float | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from search_spaces import Scale
@@ -32,13 +32,25 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """What a run has handed in, on its way, as the result of its configuration at a smaller scale."""
+
+    scale: Scale
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Trial:
     """A record of one trial; immutable, replaced as its study learns more.
 
     `cost` is in runs at the top scale. `source` says where the configuration came from: a policy's own word
     ("sobol", "ladder/proxy", "ladder/target", "bayes"), "enqueued", "added" or "prior". `predicted` is the objective
     that the model expected, {"mean", "low", "high"} in minimised user units with a 90% interval. `metrics` are those of
-    the finished run; `reports` those on the way.
+    the finished run; `reports` those on the way. `study` names the other study that a run of source "prior" was made
+    for, the same name for all its runs; it is None for runs of this study, those that were "added" to it too.
+
+    `branches` are results of the same configuration at smaller scales that the run has handed in, `wanted` the scales
+    at which its policy asked for some.
     """
 
     id: int
@@ -56,8 +68,44 @@ class Trial:
     seconds: float | None = None
     predicted: Mapping[str, float] | None = None
     note: str | None = None
+    study: str | None = None
+    wanted: tuple[Scale, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
     @property
     def told(self) -> bool:
         """Whether it holds a result that a model may learn from."""
         return self.status in TOLD
+
+    @property
+    def awaited(self) -> tuple[Scale, ...]:
+        """The scales at which a branch is wanted and has not been handed in."""
+        there = {branch.scale for branch in self.branches}
+        return tuple(scale for scale in self.wanted if scale not in there)
+
+
+def results(trials: Iterable[Trial]) -> list[Trial]:
+    """All that a model may learn from: told trials, and each branch of any trial as one told at the branch's scale.
+
+    Run times that are those of a run and its branches together are left out.
+    """
+    found: list[Trial] = []
+    for trial in trials:
+        if trial.told:
+            found.append(replace(trial, seconds=None) if trial.branches else trial)
+        found += [
+            replace(trial, scale=branch.scale, metrics=branch.metrics, status="finished", cost=0.0, seconds=None)
+            for branch in trial.branches
+        ]
+    return found
+
+
+def unfinished(trials: Iterable[Trial]) -> list[Trial]:
+    """All without a result: trials that are not told, and each branch that a running one owes as one that runs."""
+    found: list[Trial] = []
+    for trial in trials:
+        if not trial.told:
+            found.append(trial)
+        if trial.status == "running":
+            found += [replace(trial, scale=scale) for scale in trial.awaited]
+    return found

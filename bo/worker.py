@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from bo import checkpoint
-from bo.ports import Message, Raised, Reported, Returned, Stopped, Train
+from bo.ports import Branched, Message, Raised, Reported, Returned, Stopped, Train, Underway
 from bo.trial import Diverged, StopTrial, Trial
 from search_spaces import Scale
+from search_spaces.parameter import is_number
 
 
 class RunningTrial:
@@ -28,9 +29,10 @@ class RunningTrial:
     was lost, `folder` is the trial's own.
     """
 
-    def __init__(self, trial: Trial, folder: Path, send: Callable[[Reported], bool]) -> None:
+    def __init__(self, trial: Trial, folder: Path, send: Callable[[Underway], bool]) -> None:
         self._trial = copy.deepcopy(trial)  # a run may change its config; in process the study must not see that
         self._send = send
+        self._awaited = trial.awaited
         self.folder = folder
 
     @property
@@ -61,6 +63,29 @@ class RunningTrial:
         step = whole_step(step, "trial.report")
         if self._send(Reported(self.id, self.attempt, step, numbers(metrics, "trial.report"))):
             raise StopTrial(f"Trial {self.id} was asked to end at step {step}.")
+
+    @property
+    def wanted(self) -> tuple[Scale, ...]:
+        """The smaller scales at which `branch` is wanted and has not been called yet, also by earlier attempts."""
+        return self._awaited
+
+    def branch(self, metrics: Mapping[str, float], /, **axes: float) -> None:
+        """Hand in what a run of this configuration at a smaller scale would have measured.
+
+            trial.branch({"loss": 2.1}, tokens=1e6)
+
+        axes: the values of scale axes that are smaller than this run's own; the others are as they are here. A run
+        whose schedule has a stable phase gets it by a short decay from an earlier checkpoint (Haegele et al. 2024,
+        arXiv 2405.18392). Given twice for one scale, the later one counts.
+
+        Raises StopTrial when this run is to end early, ValueError for what is no smaller value of an axis and for
+        metrics that are no numbers. What is not a scale of the space fails the trial.
+        """
+        scale = smaller(self.scale, axes, "trial.branch")
+        plain = numbers(metrics, "trial.branch")
+        if self._send(Branched(self.id, self.attempt, scale, plain)):
+            raise StopTrial(f"Trial {self.id} was asked to end at its branch {scale}.")
+        self._awaited = tuple(other for other in self._awaited if other != scale)
 
     def save(self, state: Any) -> None:
         """Store `state` as this trial's newest checkpoint, whole or not at all (see `bo.checkpoint.save`)."""
@@ -93,13 +118,13 @@ def execute(
     train: Train,
     trial: Trial,
     folder: Path,
-    send: Callable[[Reported], bool],
+    send: Callable[[Underway], bool],
     log: bool,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Message:
     """Run one trial and turn whatever happens into its final message; only KeyboardInterrupt passes.
 
-    folder: the trial's own, made here. send: hands over a report and says whether the run is to end.
+    folder: the trial's own, made here. send: hands over what is said underway and says whether the run is to end.
     log: whether what the run prints goes to `folder/log.txt` instead of the terminal. clock: seconds, for the run time.
     """
     start = clock()
@@ -124,6 +149,18 @@ def whole_step(step: object, who: str) -> int:
     if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
         raise ValueError(f"{who} needs a whole step of at least 0, got {step!r}.")
     return int(step)
+
+
+def smaller(scale: Scale, axes: Mapping[str, float], who: str) -> Scale:
+    """`scale` with these axes' values in place of its own; ValueError saying `who` where they are not smaller ones."""
+    if not axes:
+        raise ValueError(f"{who} needs a smaller value of a scale axis, as in tokens=1e6; the axes are {list(scale)}.")
+    for axis, value in axes.items():
+        if axis not in scale:
+            raise ValueError(f"{who} has a value for {axis!r}, which is no scale axis; the axes are {list(scale)}.")
+        if not is_number(value) or not 0 < value < scale[axis]:
+            raise ValueError(f"{who} needs {axis} to be smaller than the run's own {scale[axis]:g}, got {value!r}.")
+    return Scale({**scale, **axes})
 
 
 def numbers(metrics: object, who: str) -> dict[str, float]:

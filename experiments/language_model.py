@@ -12,14 +12,15 @@ even one. The scale axes are parameters and tokens; a run at the default target 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from bo import WeightedSum
 from bo.trial import Diverged
 from experiments import corpus
-from search_spaces import Fidelity, Mixture, Real, Schedule, Space
+from search_spaces import Fidelity, Mixture, Real, Scale, Schedule, Space, stable_until
 
 if TYPE_CHECKING:
     from bo.worker import RunningTrial
@@ -162,6 +163,10 @@ def train(trial: RunningTrial) -> dict[str, float]:
 
     Returns validation losses "loss/<domain>" in nats a byte, and "tokens_per_second". Raises Diverged when the training
     loss is not finite, or above its start on average over a part of the run.
+
+    Where `trial.wanted` asks for results at fewer tokens, and the schedule has a stable phase, they come from copies of
+    this run that leave it where the stable phase of the shorter run ends, and decay as that does (Haegele et al. 2024,
+    arXiv 2405.18392). All that differs from the shorter run is the warm-up, which is as long as that of this one.
     """
     import torch  # not at the top: the command line needs only the space and the objective
 
@@ -177,7 +182,7 @@ def train(trial: RunningTrial) -> dict[str, float]:
 
     config, shape = trial.config, RECIPE.shapes[trial.scale.label("params")]
     shares = np.array([config["data"][name] for name in ARGS.domains])  # (k,)
-    total = round(trial.scale["tokens"] / (RECIPE.batch * RECIPE.context))
+    total = steps(trial.scale)
     print(f"corpus sha256 {text.sha256}; {shape.parameters:,} parameters, {total} steps on {device}", flush=True)
 
     model = Transformer(shape.width, shape.depth, shape.heads, RECIPE.context, trial.seed).to(device)
@@ -187,27 +192,12 @@ def train(trial: RunningTrial) -> dict[str, float]:
         with torch.no_grad():
             return {f"loss/{name}": next_byte_loss(model, rows[::every]).item() for name, rows in held_out.items()}
 
-    # Data order and learning rate are functions of the step; what is left to keep are the weights and their moments.
-    step, initial = 0, math.inf
-    if (state := trial.load()) is not None:
-        if state["corpus"] != text.sha256:
-            raise RuntimeError(
-                f"The checkpoint in {trial.folder} was trained on corpus {state['corpus']}, and this machine's is "
-                f"{text.sha256}; give all machines the same package versions, or the same --corpus."
-            )
-        step, initial = state["step"], state["initial"]
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-
-    resumed_at, seconds = step, 0.0
-    for end in (total * part // PARTS for part in range(1, PARTS + 1)):
-        if end <= step:
-            continue
+    def advance(first: int, last: int, of: int) -> list[float]:
+        """Training losses of steps first .. last - 1 of a run of `of` steps."""
         losses = []
-        started = time.perf_counter()
-        for now in range(step, end):
+        for now in range(first, last):
             for group in optimizer.param_groups:
-                group["lr"] = config["lr"] * config["schedule"].factor(now, total)
+                group["lr"] = config["lr"] * config["schedule"].factor(now, of)
             loss = next_byte_loss(
                 model, training_windows(sources, shares, RECIPE.batch, RECIPE.context, trial.seed, now)
             )
@@ -218,19 +208,64 @@ def train(trial: RunningTrial) -> dict[str, float]:
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise Diverged(f"The training loss is {losses[-1]} at step {now}.")
-        seconds += time.perf_counter() - started
+        return losses
+
+    def branch(first: int, of: int) -> dict[str, float]:
+        """What a copy of the run, at step `first`, ends with as a run of `of` steps."""
+        kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        try:
+            advance(first, of, of)
+            return validate(1)
+        except Diverged:
+            return dict.fromkeys((f"loss/{name}" for name in held_out), math.nan)
+        finally:
+            model.load_state_dict(kept[0])
+            optimizer.load_state_dict(kept[1])
+
+    # Data order and learning rate are functions of the step; what is left to keep are the weights and their moments,
+    # and what branches gave: the checkpoint may outlive a driver that had not heard of them.
+    step, initial = 0, math.inf
+    branched: list[tuple[float, dict[str, float]]] = []
+    if (state := trial.load()) is not None:
+        if state["corpus"] != text.sha256:
+            raise RuntimeError(
+                f"The checkpoint in {trial.folder} was trained on corpus {state['corpus']}, and this machine's is "
+                f"{text.sha256}; give all machines the same package versions, or the same --corpus."
+            )
+        step, initial, branched = state["step"], state["initial"], list(state.get("branched", ()))
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for tokens, metrics in branched:
+            if any(scale["tokens"] == tokens for scale in trial.wanted):
+                trial.branch(metrics, tokens=tokens)
+
+    leaves = departures(config, trial.wanted)
+    resumed_at, seconds = step, 0.0
+    for end in (total * part // PARTS for part in range(1, PARTS + 1)):
+        if end <= step:
+            continue
+        losses, first = [], step
+        for leave, scale in [*((at, scale) for at, scale in leaves if step <= at <= end), (end, None)]:
+            started = time.perf_counter()
+            losses += advance(step, leave, total)
+            seconds += time.perf_counter() - started
+            step = leave
+            if scale is not None:
+                branched.append((scale["tokens"], branch(step, steps(scale))))
+                trial.branch(branched[-1][1], tokens=scale["tokens"])
+        leaves = [(at, scale) for at, scale in leaves if at > end]
         mean = sum(losses) / len(losses)
-        if step == 0:
+        if first == 0:
             initial = losses[0]
         elif mean > initial:  # not asked of the first part: a low learning rate has hardly moved in it
             raise Diverged(f"The training loss is {mean:.2f} before step {end}, above its start of {initial:.2f}.")
-        step = end
         if step < total:
             trial.report(step, validate(REPORT_EVERY) | {"train_loss": mean})
         trial.save(
             {
                 "step": step,
                 "initial": initial,
+                "branched": branched,
                 "corpus": text.sha256,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -238,6 +273,17 @@ def train(trial: RunningTrial) -> dict[str, float]:
         )
     trained = (step - resumed_at) * RECIPE.batch * RECIPE.context
     return validate(1) | ({"tokens_per_second": trained / seconds} if trained else {})  # else: only validated again
+
+
+def steps(scale: Scale) -> int:
+    return round(scale["tokens"] / (RECIPE.batch * RECIPE.context))
+
+
+def departures(config: Mapping[str, Any], scales: Sequence[Scale]) -> list[tuple[int, Scale]]:
+    """The step at which a run of each of the scales ends its stable phase, in order; none without a stable phase."""
+    held = stable_until(config)
+    found = [] if held is None else [(math.floor(held * steps(scale) + 1e-9), scale) for scale in scales]
+    return sorted(found, key=lambda departure: departure[0])
 
 
 def training_windows(

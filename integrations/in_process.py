@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bo.ports import Message, Reported, Train
+from bo.ports import Message, Train, Underway
 from bo.study import trial_folder
 from bo.trial import Trial
 from bo.worker import execute
@@ -43,11 +43,11 @@ class InProcess:
             return
         trial, broken = self._trial, None
 
-        def send(report: Reported) -> bool:
+        def send(message: Underway) -> bool:
             nonlocal broken
             if broken is None:
                 try:
-                    deliver(report)
+                    deliver(message)
                 except Exception as error:  # the driver's own (a full disk): not the training function's to handle
                     broken = error
             return self._stopping or broken is not None

@@ -20,7 +20,7 @@ from multiprocessing.connection import wait as wait_any
 from pathlib import Path
 from typing import NoReturn
 
-from bo.ports import Lost, Message, Reported, Train
+from bo.ports import Lost, Message, Train, Underway
 from bo.trial import Trial
 from integrations.shipping import pack, run_packed
 
@@ -63,7 +63,7 @@ class ProcessPool:
         for connection in wait_any(list(workers), timeout):
             worker = workers[connection]  # type: ignore[index]  # the stubs widen what wait() returns
             for message in worker.messages():
-                if not isinstance(message, Reported):
+                if not isinstance(message, Underway):
                     del self._busy[message.trial]
                     if isinstance(message, Lost):
                         worker.end()
@@ -109,7 +109,7 @@ class _Worker:
         """What it has said of its trial by now, with Lost at the end when it is gone."""
         received: list[Message] = []
         try:
-            while self.connection.poll() and (not received or isinstance(received[-1], Reported)):
+            while self.connection.poll() and (not received or isinstance(received[-1], Underway)):
                 received.append(self.connection.recv())
         except (EOFError, OSError):  # OSError: it died in the middle of a message
             assert self.trial is not None
@@ -149,9 +149,9 @@ def serve(fd: int, driver: int) -> NoReturn:
                         stopping.add(told)
         os.killpg(os.getpid(), signal.SIGKILL)
 
-    def send(report: Reported) -> bool:
-        connection.send(report)
-        return report.trial in stopping
+    def send(message: Underway) -> bool:
+        connection.send(message)
+        return message.trial in stopping
 
     threading.Thread(target=listen, name="driver", daemon=True).start()
     while True:

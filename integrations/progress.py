@@ -27,6 +27,8 @@ class Progress:
     def __call__(self, moment: Moment, trial: Trial) -> None:
         if moment == "reported":
             self.steps[trial.id] = trial.reports[-1].step
+        elif moment == "branched":
+            return
         elif moment == "started":
             self.steps[trial.id] = 0
             if not self.moving:

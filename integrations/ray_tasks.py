@@ -22,7 +22,7 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bo.ports import Lost, Message, Raised, Reported, Train
+from bo.ports import Lost, Message, Raised, Train, Underway
 from bo.trial import Trial
 from integrations.shipping import pack, run_packed
 
@@ -170,24 +170,24 @@ class RayTasks:
 
 
 class _Mailbox:
-    """An actor: reports on their way to the driver, and the trials that are to end. A restarted one starts empty."""
+    """An actor: what runs say, on its way to the driver, and which are to end. A restarted one starts empty."""
 
     def __init__(self) -> None:
-        self._reports: list[Reported] = []
+        self._reports: list[Underway] = []
         self._stopping: set[int] = set()
         self._news = asyncio.Event()
 
-    async def post(self, report: Reported) -> bool:
+    async def post(self, report: Underway) -> bool:
         self._reports.append(report)
         self._news.set()
         return report.trial in self._stopping
 
-    async def collect(self) -> list[Reported]:
+    async def collect(self) -> list[Underway]:
         """Everything posted since the last time; waits until there is something, or for `wake`."""
         await self._news.wait()
         return await self.drain()
 
-    async def drain(self) -> list[Reported]:
+    async def drain(self) -> list[Underway]:
         """Everything posted since the last time, at once."""
         self._news.clear()
         reports, self._reports = self._reports, []
@@ -202,8 +202,8 @@ class _Mailbox:
 
 @ray.remote(max_retries=0)
 def _run_trial(packed: bytes, trial: Trial, folder: str, mailbox: Any) -> Message:
-    def send(report: Reported) -> bool:
-        stop: bool = ray.get(mailbox.post.remote(report))
+    def send(message: Underway) -> bool:
+        stop: bool = ray.get(mailbox.post.remote(message))
         return stop
 
     return run_packed(packed, trial, Path(folder), send)

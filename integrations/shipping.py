@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cloudpickle
 
-from bo.ports import Message, Raised, Reported, Train
+from bo.ports import Message, Raised, Train, Underway
 from bo.study import trial_folder
 from bo.trial import Trial
 from bo.worker import RunningTrial, execute
@@ -36,7 +36,7 @@ def pack(train: Train) -> bytes:
     return pickle.dumps((tuple(sys.path), function))
 
 
-def run_packed(packed: bytes, trial: Trial, study: Path, send: Callable[[Reported], bool]) -> Message:
+def run_packed(packed: bytes, trial: Trial, study: Path, send: Callable[[Underway], bool]) -> Message:
     """Run a trial of the study in folder `study` in this worker process; what it prints goes to the trial's log.txt."""
     if not study.is_dir():
         return Raised(

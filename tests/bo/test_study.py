@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from bo import AtMost, Diverged, JournalError, Maximize, Minimize, Pareto, Proposal, Study, WeightedSum
 from bo import journal as journals
-from bo.study import Prior
+from bo.elsewhere import Run, Runs
+from bo.events import to_line
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Schedule, Space
 
 SPACE = Space(
@@ -230,7 +231,9 @@ def test_a_reopened_study_is_the_same_and_opening_changes_nothing(study):
     assert {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()} == before
 
 
-changes = st.sampled_from(["enqueue", "ask", "tell", "nan", "fail", "report", "retry", "stop", "add", "limit"])
+changes = st.sampled_from(
+    ["enqueue", "ask", "tell", "nan", "fail", "report", "branch", "retry", "stop", "add", "limit"]
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -257,6 +260,9 @@ def test_a_study_is_the_fold_of_its_journal_after_any_changes(steps, tmp_path_fa
                     study.fail(running, f"error {number}", diverged=number % 2 == 0)
                 case "report" if running is not None:
                     study.report(running, number, {"loss": 1.0})
+                case "branch" if running is not None:
+                    shorter = {"tokens": 1e6} if number % 2 else PROXY
+                    study.branch(running, shorter, {"loss": math.nan if number == 5 else float(number)})
                 case "retry" if running is not None:
                     study.retry(running, "node lost")
                 case "stop" if running is not None:
@@ -634,7 +640,10 @@ def test_a_prior_brings_its_told_trials_into_a_changed_space(proxies, tmp_path):
     with later(tmp_path / "later") as study:
         prior = study.add_prior(proxies.folder, defaults=CLIP)
 
-        assert prior == Prior(study.trials, ())
+        assert (prior.added, prior.left_out) == (study.trials, ())
+        assert prior.matched == ("lr", "layers", "data", "schedule", "optimizer", "params", "tokens")
+        assert (prior.given, prior.unused) == (CLIP, ())
+        assert {t.study for t in study.trials} == {proxies.runs().name}
         assert [t.source for t in study.trials] == ["prior"] * 4
         assert [t.status for t in study.trials] == ["finished", "finished", "diverged", "finished"]
         assert [t.note for t in study.trials] == [f"Trial {i} of {proxies.folder}." for i in (0, 1, 2, 5)]
@@ -661,7 +670,8 @@ def test_a_prior_is_added_once_however_it_comes(study, proxies, tmp_path):
     study.add_prior(proxies)
     before = (study.folder / "journal.jsonl").read_bytes()
     assert study.add_prior(proxies.folder).added == ()
-    assert Study.open(study.folder).add_prior(proxies.folder) == Prior((), ())
+    again = Study.open(study.folder).add_prior(proxies.folder)
+    assert (again.added, again.left_out) == ((), ())
     assert (study.folder / "journal.jsonl").read_bytes() == before
 
     proxies.tell(4, {"loss": 4.0})
@@ -728,7 +738,9 @@ def test_trials_that_the_space_does_not_allow_are_left_out_of_a_prior_with_a_war
             (0, "layers must be a whole number in [2, 5], got 1."),
             (5, "layers must be a whole number in [2, 5], got 6."),
         )
-        assert "2 of 4 trials of" in caplog.text
+        assert "2 of 4 runs of" in caplog.text
+        assert prior.words().splitlines()[0] == "Runs taken: 2, left out: 2."
+        assert prior.words().endswith("\n5: layers must be a whole number in [2, 5], got 6.")
 
 
 @pytest.mark.parametrize(
@@ -738,11 +750,11 @@ def test_trials_that_the_space_does_not_allow_are_left_out_of_a_prior_with_a_war
             SPACE,
             Minimize("accuracy"),
             {},
-            r"Trial 0 of .*proxies has no metric \['accuracy'\], which the objective names",
+            r"No run of proxies#\w+ can be learned from; 0: It has no metric \['accuracy'\], which the objective names",
         ),
-        (WIDER, Minimize("loss"), {}, "no value for 'clip', which the new one needs"),
+        (WIDER, Minimize("loss"), {}, "no value for 'clip', which the new space needs"),
         (WIDER, Minimize("loss"), {"defaults": CLIP, "drop": ["x"]}, "drop names 'x'"),
-        (Space(**SPACE.parameters), Minimize("loss"), {}, "Only the old space has the scale axis 'params'"),
+        (SPACE, Minimize("loss"), {"scale": {"params": 1e6}}, "scale names 'params', on which each of those runs has"),
     ],
 )
 def test_a_prior_that_is_not_comparable_is_refused_before_anything_is_added(
@@ -754,6 +766,114 @@ def test_a_prior_that_is_not_comparable_is_refused_before_anything_is_added(
         assert study.trials == Study.open(study.folder).trials == ()
         with pytest.raises(JournalError, match="holds no study"):
             study.add_prior(tmp_path / "nothing")
+
+
+def test_prior_runs_name_the_study_they_were_made_for_by_whatever_way_they_come(study, proxies, tmp_path):
+    study.tell(ask(study).id, {"loss": 9.0})
+    study.add_prior(proxies)
+    with Study.create(tmp_path / "third", SPACE, objective=Minimize("loss")) as third:
+        third.add_prior(study)
+        first, second = proxies.runs().name, study.runs().name
+        assert [t.study for t in third.trials] == [second, *[first] * 4]
+        assert third.history().studies == (second, first)
+        third.add(CONFIG, {"loss": 1.0})
+        assert third.history().own == (third.trial(5),)
+        assert repr(Study.open(third.folder).trials) == repr(third.trials)
+        with third.fork(tmp_path / "fork") as fork:
+            assert [t.study for t in fork.trials] == [t.study for t in third.trials]
+
+
+def test_priors_of_a_journal_that_does_not_name_their_study_are_of_another_one(study, proxies):
+    study.add_prior(proxies)
+    study.close()
+    lines = []
+    for n, line in enumerate((study.folder / "journal.jsonl").read_bytes().splitlines(), 1):
+        happened = json.loads(line)
+        at = happened["at"]
+        kept = {name: value for name, value in happened.items() if name not in ("n", "at", "crc", "study")}
+        lines.append(to_line(n, at, kept))
+    (study.folder / "journal.jsonl").write_bytes(b"".join(lines))
+    assert {t.study for t in Study.open(study.folder).trials} == {"another study"}
+
+
+def flat(tmp_path, *, tokens=1e7, **axes):
+    """A study over the tokens alone."""
+    fidelity = Fidelity(cost_of_tokens, tokens=(1e6, 1e7), target={"tokens": tokens}, **axes)
+    return Study.create(tmp_path / "flat", Space(**SPACE.parameters, fidelity=fidelity), objective=Minimize("loss"))
+
+
+def cost_of_tokens(scale):
+    return scale["tokens"]
+
+
+def test_an_axis_that_the_prior_lacks_is_what_its_runs_are_said_to_have_had(study, tmp_path):
+    with flat(tmp_path) as other:
+        other.add(CONFIG, {"loss": 1.0})
+        other.add(CONFIG, {"loss": 2.0}, {"tokens": 1e6})
+        with pytest.raises(ValueError, match=r"no value on the scale axis 'params', .* by scale={'params': \.\.\.}"):
+            study.add_prior(other)
+        prior = study.add_prior(other, scale={"params": 3e5})
+    assert [dict(t.scale) for t in study.trials] == [{"params": 3e5, "tokens": 1e7}, {"params": 3e5, "tokens": 1e6}]
+    assert "tokens" in prior.matched
+    assert prior.given == {"params": 3e5}
+    assert study.best() is None
+
+
+def test_of_an_axis_that_only_the_prior_has_its_largest_value_counts(study, tmp_path):
+    for params in (1e5, 1e6):
+        study.add(CONFIG | {"lr": 1e-3 * params / 1e6}, {"loss": params}, {"params": params, "tokens": 1e7})
+    with flat(tmp_path) as other:
+        prior = other.add_prior(study)
+        assert [t.metrics["loss"] for t in prior.added] == [1e6]
+        assert prior.unused == ("params",)
+        assert prior.left_out[0][1].startswith("It ran at params=100000.0; of an axis that the new space does not have")
+        assert len(other.add_prior(study, drop=["params"]).added) == 1, "of all of them, the other is there already"
+
+
+def test_runs_of_no_study_are_taken_by_the_names_of_their_values(study):
+    row = {"lr": "1e-3", "layers": 4.0, "data/code": "0.25", "data/prose": "0.75", "optimizer": "lion", "host": "a"}
+    row |= {"schedule/family": "wsd", "schedule/decay": "0.2"}
+    scale = {"params": 1e5, "tokens": 1e6, "epochs": 3}
+    rows = (
+        Run("a", row, {"loss": 1.0}, scale),
+        Run("b", row | {"layers": 9.0}, {"loss": 1.0}, scale),
+        Run("c", row, {"speed": 1.0}, scale),
+        Run("d", row | {"lr": 2e-3}, {}, scale, diverged=True),
+        Run("e", row, {"loss": 1.0}, scale | {"epochs": 1}),
+        Run("f", {"lr": 1e-3}, {"loss": 1.0}, scale),
+        Run("g", row, {"loss": 1.0}, scale | {"tokens": -1}),
+        Run("h", row | {"lr": 3e-3}, {"loss": math.inf}, scale),
+    )
+    prior = study.add_prior(Runs("elsewhere", rows, left_out=(("z", "It failed."),)))
+    assert [(t.study, t.status, t.note) for t in prior.added] == [
+        ("elsewhere", "finished", "Run a of elsewhere."),
+        ("elsewhere", "diverged", "Run d of elsewhere."),
+        ("elsewhere", "diverged", "Run h of elsewhere."),
+    ]
+    assert prior.added[0].config == study.space.validate(CONFIG | {"data": {"code": 0.25, "prose": 0.75}})
+    assert dict(prior.added[0].scale) == PROXY
+    assert prior.unused == ("host", "epochs")
+    assert dict(prior.left_out) == {
+        "z": "It failed.",
+        "b": "layers must be a whole number in [1, 8], got 9.",
+        "c": "It has no metric ['loss'], which the objective names; it has ['speed'].",
+        "e": "It ran at epochs=1; of an axis that the new space does not have only the largest value counts, epochs=3.",
+        "f": "It has no value for 'layers'.",
+        "g": "scale needs tokens to be a positive number, got -1.",
+    }
+    assert study.add_prior(Runs("elsewhere", rows)).added == ()
+
+
+def test_runs_of_no_study_that_differ_in_what_the_space_has_not_are_refused(study):
+    def rows(*hosts):
+        configs = [CONFIG | {"host": host, "layers": 1 + i} for i, host in enumerate(hosts)]
+        return Runs("elsewhere", tuple(Run(i, config, {"loss": 1.0}, PROXY) for i, config in enumerate(configs)))
+
+    with pytest.raises(ValueError, match=r"^Those runs varied 'host', which the new space does not have, so"):
+        study.add_prior(rows("a", "b"))
+    assert len(study.add_prior(rows("a", "b"), drop=["host"]).added) == 2
+    with pytest.raises(ValueError, match="need a text as their name"):
+        Runs("", ())
 
 
 def test_an_added_run_is_written_as_before_there_were_priors(study):

@@ -4,7 +4,7 @@ import importlib
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from bo import checkpoint
-from bo.ports import Message, Raised, Reported, Returned, Stopped
-from bo.trial import Trial
+from bo.ports import Branched, Message, Raised, Reported, Returned, Stopped, Underway
+from bo.trial import Branch, Trial
 from bo.worker import execute
 from search_spaces import WSD, Cosine, Linear, Scale
 
@@ -52,17 +52,25 @@ def job(load: Load, own_text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 def fly(
     job: ModuleType,
     folder: Path,
-    send: Callable[[Reported], bool] = lambda report: False,
+    send: Callable[[Underway], bool] = lambda message: False,
     seed: int = 0,
     steps: int = STEPS,
+    wanted: Sequence[int] = (),
+    branches: tuple[Branch, ...] = (),
     **changes: Any,
 ) -> Message:
-    """Runs the smallest model for a few steps on the baseline with `changes`."""
+    """Runs the smallest model for a few steps on the baseline with `changes`; wanted: steps of branches."""
+    config = job.space.validate(job.baseline) | changes
+    shorter = tuple(smallest(job, short) for short in wanted)
+    trial = Trial(0, config, smallest(job, steps), seed, "enqueued", wanted=shorter, branches=branches)
+    return execute(job.train, trial, folder, send, log=True)
+
+
+def smallest(job: ModuleType, steps: int) -> Scale:
+    """The scale of so many steps of the smallest model."""
     label, shape = next(iter(job.RECIPE.shapes.items()))
     tokens = steps * job.RECIPE.batch * job.RECIPE.context
-    scale = Scale({"params": shape.parameters, "tokens": tokens}, {"params": label})
-    config = job.space.validate(job.baseline) | changes
-    return execute(job.train, Trial(0, config, scale, seed, "enqueued"), folder, send, log=True)
+    return Scale({"params": shape.parameters, "tokens": tokens}, {"params": label})
 
 
 def losses(message: Message) -> dict[str, float]:
@@ -202,6 +210,74 @@ def test_the_learning_rate_follows_the_schedule(
     schedule = WSD(decay=0.3, warmup=job.WARMUP)
     fly(job, tmp_path, lr=2e-3, schedule=schedule)
     assert used == [2e-3 * schedule.factor(now, STEPS) for now in range(STEPS)]
+
+
+def trunk(job: ModuleType, folder: Path, **more: Any) -> tuple[Message, list[Branched]]:
+    """A run of STEPS steps that holds its peak up to a fifth before its end, and what it handed in for others."""
+    said: list[Underway] = []
+    last = fly(job, folder, lambda message: bool(said.append(message)), **{"schedule": STABLE} | more)
+    return last, [message for message in said if isinstance(message, Branched)]
+
+
+STABLE = WSD(decay=0.2, warmup=0.1)  # two of 20 steps
+
+
+def test_a_branch_is_bit_for_bit_the_shorter_run_that_warms_up_in_as_many_steps(
+    job: ModuleType, tmp_path: Path
+) -> None:
+    _, branches = trunk(job, tmp_path / "trunk", wanted=(15, 10, 5))
+    assert [branch.scale for branch in branches] == [smallest(job, steps) for steps in (5, 10, 15)]
+    for branch, steps in zip(branches, (5, 10, 15), strict=True):
+        schedule = WSD(decay=0.2, warmup=2 / steps)
+        assert branch.metrics == losses(fly(job, tmp_path / f"{steps}", steps=steps, schedule=schedule))
+
+
+def test_branches_leave_their_trunk_as_it_was(job: ModuleType, tmp_path: Path) -> None:
+    import torch
+
+    branched, branches = trunk(job, tmp_path / "branched", wanted=(5, 10))
+    alone, none = trunk(job, tmp_path / "alone")
+    assert (len(branches), len(none)) == (2, 0)
+    assert losses(branched) == losses(alone)
+    ends = [checkpoint.load(tmp_path / run)["model"] for run in ("branched", "alone")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("said_before", [1, 2, 3, 4])
+def test_an_interrupted_trunk_hands_in_each_branch_once_and_the_same(
+    job: ModuleType, tmp_path: Path, said_before: int
+) -> None:
+    class WorkerDies(BaseException):
+        pass
+
+    heard: list[Underway] = []
+
+    def die(message: Underway) -> bool:
+        heard.append(message)
+        if len(heard) == said_before:
+            raise WorkerDies
+        return False
+
+    _, whole = trunk(job, tmp_path / "whole", wanted=(5, 10))
+    with pytest.raises(WorkerDies):
+        fly(job, tmp_path / "halves", die, wanted=(5, 10), schedule=STABLE)
+    first = [message for message in heard if isinstance(message, Branched)]
+    kept = tuple(Branch(message.scale, message.metrics) for message in first)
+    _, rest = trunk(job, tmp_path / "halves", wanted=(5, 10), branches=kept)
+    assert [*first, *rest] == whole
+
+
+def test_a_branch_that_no_one_heard_of_is_handed_in_again(job: ModuleType, tmp_path: Path) -> None:
+    _, first = trunk(job, tmp_path, wanted=(5, 10))
+    _, again = trunk(job, tmp_path, wanted=(5, 10))
+    assert len(first) == 2
+    assert again == first
+
+
+def test_a_schedule_without_a_stable_phase_gives_no_branches(job: ModuleType, tmp_path: Path) -> None:
+    answer, branches = trunk(job, tmp_path, wanted=(5, 10), schedule=Linear(warmup=job.WARMUP))
+    assert isinstance(answer, Returned)
+    assert branches == []
 
 
 def test_schedules_lead_to_different_models(job: ModuleType, tmp_path: Path) -> None:

@@ -305,3 +305,30 @@ def test_prepare_is_called_once_before_anything_runs(file, capsys):
     out = capsys.readouterr().out
     assert out.count("corpus is ready") == 1
     assert out.index("corpus is ready") < out.index("enqueued")
+
+
+def test_a_plan_is_printed_and_nothing_is_run(file, capsys):
+    assert main(["run", "job.py", "--budget", "40", "--trials", "400", "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Plan: ")
+    assert "proxies for" in out or "no proxies" in out
+    assert not Path("studies").exists()
+    assert windtunnel("--plan") == 0
+    assert "makes no plan" in capsys.readouterr().out
+
+
+def test_a_ladder_says_before_it_starts_what_it_will_run(file, capsys):
+    assert main(["run", "job.py", "--executor", "in-process", "--trials", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("Plan: ") < out.index("The limits are reached.")
+
+
+def test_a_finished_study_can_be_started_from(file, capsys):
+    assert windtunnel("--trials", "3", "--study", "studies/first") == 0
+    capsys.readouterr()
+    assert windtunnel("--trials", "2", "--prior", "studies/first") == 0
+    assert "Runs taken: 3" in capsys.readouterr().out
+    study = Study.open("studies/job")
+    assert [trial.study is not None for trial in study.trials] == [True, True, True, False, False]
+    assert windtunnel("--trials", "2", "--prior", "nowhere") == 1
+    assert "nowhere" in capsys.readouterr().err

@@ -4,14 +4,15 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import ray
 
 from bo import Diverged, Minimize, StopTrial, Study, Trial, ports, run
-from bo.ports import Lost, Raised, Reported, Returned, Stopped
+from bo.ports import Branched, Lost, Proposal, Raised, Reported, Returned, Stopped, Underway
 from bo.study import trial_folder
-from search_spaces import Real, Scale, Space
+from search_spaces import Fidelity, Real, Scale, Space
 
 # In process there is no worker beside the driver: what kills one kills both, and there is one trial at a time.
 IN_DRIVER = {"in-process"}
@@ -71,7 +72,7 @@ def messages(executor, *trials, on_message=lambda message: None):
     for each in trials:
         executor.submit(each)
     deadline = time.monotonic() + SECONDS
-    while sum(not isinstance(message, Reported) for message in said) < len(trials):
+    while sum(not isinstance(message, Underway) for message in said) < len(trials):
         assert time.monotonic() < deadline, said
         executor.wait(deliver, 0.2)
     return said
@@ -98,6 +99,42 @@ def test_reports_arrive_in_order_and_before_the_end(name, opened):
 
     assert said[:-1] == [Reported(0, 1, step, {"loss": 1.0 / (step + 1)}) for step in range(30)]
     assert isinstance(said[-1], Returned)
+
+
+def test_branches_arrive_among_the_reports_as_they_were_handed_in(name, opened):
+    def train(trial):
+        for step, wanted in enumerate(trial.wanted):
+            trial.report(step, {"loss": 3.0})
+            trial.branch({"loss": float(step), "norm": math.inf}, params=wanted["params"])
+        return {"loss": float(len(trial.wanted))}
+
+    wanted = tuple(Scale({"params": params}) for params in (1e3, 1e4))
+    said = messages(opened(name, train), replace(trial(attempt=2), wanted=wanted))
+
+    assert said[:-1] == [
+        message
+        for step, scale in enumerate(wanted)
+        for message in (
+            Reported(0, 2, step, {"loss": 3.0}),
+            Branched(0, 2, scale, {"loss": float(step), "norm": math.inf}),
+        )
+    ]
+    assert isinstance(said[-1], Returned)
+    assert said[-1].metrics == {"loss": 0.0}, "none is wanted any more"
+
+
+def test_a_run_that_is_asked_to_stop_ends_at_a_branch(name, opened):
+    def train(trial):
+        for _ in range(10_000):
+            trial.branch({"loss": 1.0}, params=1e4)
+            time.sleep(0.005)
+        return {"loss": 1.0}
+
+    executor = opened(name, train)
+    said = messages(executor, trial(), on_message=lambda message: executor.stop(0))
+
+    assert 1 <= len(said) < 10_000
+    assert isinstance(said[-1], Stopped)
 
 
 def test_a_run_that_is_asked_to_stop_ends_at_a_report(name, opened):
@@ -230,6 +267,24 @@ def test_a_killed_worker_is_lost_and_the_next_attempt_finds_its_checkpoint(remot
 
     (said,) = messages(executor, trial(attempt=2))
     assert said == Returned(0, 2, {"loss": 0.0, "step": 3.0}, said.seconds)
+
+
+def test_the_branches_of_a_killed_worker_are_not_wanted_of_the_next_attempt(remote_name, tmp_path):
+    def train(trial):
+        for scale in trial.wanted:
+            trial.branch({"loss": 10.0 * trial.attempt}, tokens=scale["tokens"])
+            if trial.attempt == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return {"loss": 1.0}
+
+    tokens = Fidelity(lambda scale: scale["tokens"], tokens=(1e5, 2e5, 4e5), target={"tokens": 4e5})
+    space = Space(lr=Real(1e-4, 1e-1, log=True), fidelity=tokens)
+    with Study.create(tmp_path / "study", space, objective=Minimize("loss"), policy="sobol") as study:
+        wanted = tuple(tokens.scale({"tokens": number}) for number in (1e5, 2e5))
+        study._propose([Proposal({"lr": 1e-3}, space.top, "sobol", wanted=wanted)])
+        run(study, train, executor=remote_name, n_trials=1)
+        assert [(trial.status, trial.attempt) for trial in study.trials] == [("finished", 2)]
+        assert [(b.scale, b.metrics["loss"]) for b in study.trial(0).branches] == [(wanted[0], 10.0), (wanted[1], 20.0)]
 
 
 def test_a_process_that_exits_is_lost(remote_name, opened):

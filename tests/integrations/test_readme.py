@@ -1,4 +1,4 @@
-"""The training function on the page of the integrations, which uses all of them, runs as printed."""
+"""The snippets on the page of the integrations run as printed."""
 
 import re
 from pathlib import Path
@@ -13,13 +13,20 @@ FOLDER = Path(integrations.__file__).parent
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def page():
-    """What the snippet defines."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+TRAINING, PRIOR = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def executed(snippet):
+    """What it defines."""
     names = {"__name__": "page"}
     exec(compile(snippet, "integrations/README.md", "exec"), names)
     return names
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The training function that uses most of the integrations."""
+    return executed(TRAINING)
 
 
 def test_a_study_tunes_it(page, tmp_path):
@@ -44,3 +51,9 @@ def test_a_trial_that_was_interrupted_ends_as_if_it_had_not_been(page, optimizer
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("[a-z]*.py")))
 def test_every_file_is_on_the_page(file):
     assert f"`{file}`" in PAGE
+
+
+def test_runs_from_elsewhere_are_taken_and_said_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    executed(PRIOR)
+    assert capsys.readouterr().out in re.findall(r"```text\n(.*?)```", PAGE, flags=re.DOTALL)
