@@ -5,6 +5,9 @@ standardised, and comparable across scales: each cell (the runs of one scale) is
 serves all cells, and losses that explode are compressed. Where it matters, near the best, the map is affine, so that a
 weighted sum of per-metric Gaussian processes is itself Gaussian and log-EI on it is exact.
 
+Runs of another study are cells of their own, a step away along an axis that stands for that study. Where nearly every
+run is alone at its scale, cells are centred at a trend over the scales instead.
+
 Metrics with a limit are further columns, centred at the limit instead, and affine around it. Metrics of a user's
 function, which may be better either way, are centred at their median.
 """
@@ -21,9 +24,11 @@ from torch import Tensor
 
 from bo.objective import Function, Largest, Limit, Objective, Pareto, Single
 from bo.ports import ELSEWHERE, History
-from bo.trial import Trial
+from bo.trial import Trial, results, unfinished
 from search_spaces import Scale, Space
 
+#: Runs of one scale from which on they tell its level.
+FEW = 3
 #: Excess over the best, relative to it, above which a loss counts as exploded and is compressed.
 EXPLODED = 0.05
 
@@ -55,8 +60,10 @@ class Outcome:
 
     best: shape (c, p), NaN where a cell has no finite result. cap, mean, sd, weight: shape (p,). The weight is the
     magnitude in the minimised sum; with several objectives it is of their balanced sum, see `balanced`.
-    places: shape (c, m), log2 of each cell's scale over the target's. parts: shape (k, p), the weights of u in each of
-    k objectives. reference: shape (k,), what each minimised objective has to beat, None where no one says.
+    places: shape (c, m), log2 of each cell's scale over the target's; then 0 on an axis for each other study, 1 on its
+    own for the cells of one, `studies` axes in all. trend: shape (1 + m, p), coefficients of the level over (1, place),
+    of its logarithm if `relative`, where cells are too small to tell their own. parts: shape (k, p), the weights of u
+    in each of k objectives. reference: shape (k,), what each minimised objective has to beat, None where no one says.
     least: shape (c,), the objective's best value in each cell, NaN as in best. reach: shape (), up to which excess over
     that, on the scale of the metrics' excesses, a run counts as good. columns: which column is which.
     """
@@ -74,6 +81,8 @@ class Outcome:
     least: Tensor | None = None
     reach: Tensor | None = None
     columns: Columns | None = None
+    studies: int = 0
+    trend: Tensor | None = None
 
     @property
     def threshold(self) -> Tensor:
@@ -108,6 +117,13 @@ class Outcome:
         if here.any():
             best = self.best[here][0]
             return Level(best, torch.zeros_like(best))
+        if self.trend is not None:  # the model knows how far levels are from it
+            value = self.trend[0] + place @ self.trend[1:]
+            best = value.exp() if self.relative else value
+            return Level(torch.where(torch.arange(len(best)) < len(best) - self.limits, best, 0.0), value * 0)
+        own = (self.places[:, self.places.shape[-1] - self.studies :] == 0).all(-1)
+        if (seen & own).any():
+            seen = seen & own
         counted = len(self.sd) - self.limits  # limits are known everywhere
         best = self.best[seen][:, :counted]
         size = torch.ones_like(best[0]) if self.relative else self.sd[:counted] / EXPLODED
@@ -159,7 +175,8 @@ def steepness(h: Tensor, cap: Tensor) -> Tensor:
 class Dataset:
     """What the model learns from: n told runs in c cells, p metrics, d coordinates, m scale axes, r open runs.
 
-    X: n x d encoded configurations. S: n x m, log2(scale / target). cell: n, index into `scales`. Y: n x p, larger is
+    X: n x d encoded configurations. S: n x m, log2(scale / target), and an axis for each other study. cell: n, index
+    into `scales` and `studies`, what the runs of each cell have in common. Y: n x p, larger is
     better: the metrics of the objective, then a column for each limit. diverged: n. X_pending, S_pending: r x d, r x m,
     runs without a result: those still running, and those that failed or were stopped, which told nothing and must not
     be asked for again.
@@ -171,6 +188,7 @@ class Dataset:
     S: Tensor
     cell: Tensor
     scales: tuple[Scale, ...]
+    studies: tuple[str | None, ...]
     Y: Tensor
     diverged: Tensor
     X_pending: Tensor
@@ -183,24 +201,35 @@ class Dataset:
         """Number of runs with finite metrics."""
         return int((~self.diverged).sum())
 
+    def index(self, scale: Scale) -> int:
+        """Of the cell of this study's runs at a scale; the number of cells where there are none."""
+        cells = zip(self.scales, self.studies, strict=True)
+        return next((i for i, cell in enumerate(cells) if cell == (scale, None)), len(self.scales))
+
     def at(self, scale: Scale) -> Tensor:
         """Mask (n) of the runs told at a scale."""
-        index = self.scales.index(scale) if scale in self.scales else -1
-        return self.cell == index
+        return self.cell == self.index(scale)
+
+    @property
+    def reached(self) -> list[Scale]:
+        """The scales at which runs of this study have finished."""
+        finite = set(self.cell[~self.diverged].tolist())
+        cells = zip(self.scales, self.studies, strict=True)
+        return [scale for i, (scale, study) in enumerate(cells) if study is None and i in finite]
 
     def place(self, scale: Scale) -> Tensor:
-        """log2(scale / target), shape (m,)."""
-        return torch.as_tensor(places(self.space, [scale])[0])
+        """log2(scale / target), and 0 for each other study, shape (m,)."""
+        own = torch.as_tensor(places(self.space, [scale])[0])
+        return torch.nn.functional.pad(own, (0, self.S.shape[-1] - len(own)))
 
     def taken(self, scale: Scale) -> Tensor:
         """Encoded configurations (k x d) that ran, run, or failed at a scale."""
         same = coincide(self.S_pending, self.place(scale))
         return torch.cat([self.X[self.at(scale)], self.X_pending[same]])
 
-    def started(self, scale: Scale) -> Tensor:
-        """Encoded configurations (k x d) that have a result at a scale, or will."""
-        same = coincide(self.S_pending, self.place(scale))
-        return torch.cat([self.X[self.at(scale)], self.X_pending[same & self.running]])
+    def underway(self, scale: Scale) -> Tensor:
+        """Encoded configurations (k x d) that run at a scale."""
+        return self.X_pending[coincide(self.S_pending, self.place(scale)) & self.running]
 
     @property
     def compressed(self) -> Tensor:
@@ -254,20 +283,32 @@ def places(space: Space, scales: Sequence[Scale]) -> np.ndarray:
 
 
 def from_history(history: History) -> Dataset:
-    """The told and the open trials of a history as tensors."""
+    """The told and the open trials of a history, and their branches, as tensors."""
     space = history.space
-    told = [trial for trial in history.trials if trial.told]
-    waiting = [trial for trial in history.trials if not trial.told]
-    index: dict[Scale, int] = {}
-    cell = torch.tensor([index.setdefault(trial.scale, len(index)) for trial in told], dtype=torch.long)
-    where = torch.as_tensor(places(space, list(index)))
+    told, waiting = results(history.trials), unfinished(history.trials)
+    index: dict[tuple[Scale, str | None], int] = {}
+    cell = torch.tensor([index.setdefault((t.scale, t.study), len(index)) for t in told], dtype=torch.long)
+    others = list(dict.fromkeys(study for _, study in index if study is not None))
+    where = torch.as_tensor(places(space, [scale for scale, _ in index]))
+    elsewhere = torch.tensor([[float(study == name) for name in others] for _, study in index], dtype=torch.float64)
+    where = torch.cat([where, elsewhere.reshape(len(index), len(others))], dim=-1)
     columns = Columns.of(history.objective, told)
     u, value = columns.oriented(told), columns.values(told)
     allowed = torch.tensor(_allowed(space, told), dtype=torch.bool)
     outcome = fit_outcome(
-        u, cell, where, columns.parts, allowed, len(columns.limits), columns.reference, value, columns.either
+        u,
+        cell,
+        where,
+        columns.parts,
+        allowed,
+        limits=len(columns.limits),
+        reference=columns.reference,
+        value=value,
+        either=columns.either,
+        studies=len(others),
     )
     outcome = replace(outcome, columns=columns)
+    open_places = torch.as_tensor(places(space, [trial.scale for trial in waiting]))
     diverged = ~torch.isfinite(u).all(-1)
     Y = torch.zeros_like(u)
     if not diverged.all():
@@ -280,11 +321,12 @@ def from_history(history: History) -> Dataset:
         X=_encoded(space, told),
         S=where[cell],
         cell=cell,
-        scales=tuple(index),
+        scales=tuple(scale for scale, _ in index),
+        studies=tuple(study for _, study in index),
         Y=Y,
         diverged=diverged,
         X_pending=_encoded(space, waiting),
-        S_pending=torch.as_tensor(places(space, [trial.scale for trial in waiting])),
+        S_pending=torch.nn.functional.pad(open_places, (0, len(others))),
         running=torch.tensor([trial.status == "running" for trial in waiting], dtype=torch.bool),
         outcome=outcome,
     )
@@ -386,6 +428,7 @@ def fit_outcome(
     reference: Tensor | None = None,
     value: Tensor | None = None,
     either: bool = False,
+    studies: int = 0,
 ) -> Outcome:
     """The transform for oriented metrics u (n x p; a row with a non-finite entry is a diverged run).
 
@@ -404,7 +447,10 @@ def fit_outcome(
     A limited metric is kept linear up to three times its median distance from the limit, on both sides. So are metrics
     that may be better `either` way, from their median, and as far as the good runs reach.
 
-    value: n, the objective where it is no sum of the metrics.
+    value: n, the objective where it is no sum of the metrics. studies: number of the last axes of `where` that stand
+    for other studies.
+
+    Where most runs are at scales of few, those cells have the trend of `lowest` for their best.
     """
     p = u.shape[-1] - limits
     c = len(where)
@@ -421,14 +467,19 @@ def fit_outcome(
             best[k] = table[next(choice for choice in choices if choice.any())].min(0).values
             if either:
                 best[k, :-1] = table[mine, :-1].median(0).values
+    own = (where[:, where.shape[-1] - studies :] == 0).all(-1)
     seen = best[torch.isfinite(best).all(-1)]
+    here = best[torch.isfinite(best).all(-1) & own]
     # Relative to the level makes small and large models comparable; it needs a level that is a stable, positive unit.
-    relative = (
-        not either
-        and len(seen) > 0
-        and bool((seen > 0).all())
-        and bool((seen.max(0).values < 4 * seen.min(0).values).all())
-    )
+    relative = not either and len(seen) > 0 and bool((seen > 0).all()) and bool((table[good] > 0).all())
+    if relative and len(here):
+        relative = bool((here.max(0).values < 4 * here.min(0).values).all())
+    trend = None
+    if not either and scattered(cell):
+        trend = lowest(table[good], where[cell[good]], relative)
+        few = torch.bincount(cell[good], minlength=c) < FEW
+        lines = trend[0] + where @ trend[1:]
+        best = torch.where((few & torch.isfinite(best).all(-1))[:, None], lines.exp() if relative else lines, best)
     reachable = table[good] if either else within_reach(table[good], best[cell[good]], allowed[good], 0)
     excess = reachable / best[cell[good]] - 1 if relative else reachable - best[cell[good]]
     counted = kept[good] if kept.any() else torch.ones(len(excess), dtype=torch.bool)
@@ -451,7 +502,44 @@ def fit_outcome(
     sd = torch.where(sd > 1e-9 * cap, sd, cap)
     limit = torch.where(torch.isfinite(best[:, :1]), 0.0, math.nan).expand(c, limits)
     least, best = best[:, -1], torch.cat([best[:, :-1], limit], dim=-1)
-    return Outcome(relative, best, where, cap, mean, sd, weight, limits, parts, reference, least, spread[-1])
+    if trend is not None:
+        trend = torch.nn.functional.pad(trend[:, :-1], (0, limits))
+    return Outcome(
+        relative=relative,
+        best=best,
+        places=where,
+        cap=cap,
+        mean=mean,
+        sd=sd,
+        weight=weight,
+        limits=limits,
+        parts=parts,
+        reference=reference,
+        least=least,
+        reach=spread[-1],
+        studies=studies,
+        trend=trend,
+    )
+
+
+def scattered(cell: Tensor) -> bool:
+    """Whether most of n runs are at scales that fewer than FEW ran at: then levels are smooth in scale, not free."""
+    _, cells, counts = torch.unique(cell, return_inverse=True, return_counts=True)
+    return 2 * int((counts[cells] < FEW).sum()) > len(cell) and len(counts) > FEW
+
+
+def lowest(u: Tensor, where: Tensor, logs: bool) -> Tensor:
+    """Coefficients of the line over (1, place) that runs (u: n x p at n x m places) lie above: (1 + m) x p.
+
+    Its slopes are the least-squares ones, held back a little; it is as high as it can be. logs: of log u.
+    """
+    value = u.log() if logs else u
+    middle = where.mean(0)
+    offset = where - middle
+    ridge = torch.eye(where.shape[-1], dtype=torch.float64)
+    slopes = torch.linalg.solve(offset.T @ offset + ridge, offset.T @ (value - value.mean(0)))  # m x p
+    above = value - offset @ slopes
+    return torch.cat([(above.min(0).values - middle @ slopes)[None], slopes])
 
 
 def within_reach(u: Tensor, best: Tensor, allowed: Tensor, limits: int) -> Tensor:

@@ -15,6 +15,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from bo.acquisition.acquisition import Acquisition
+from bo.acquisition.samples import nearby
+from bo.quasirandom import sobol_points
 from bo.surrogates.differences import differentiable
 from search_spaces import Space
 from search_spaces.parameter import Array
@@ -118,17 +120,6 @@ def within(acquisition: Acquisition, space: Space) -> Acquisition:
     return value
 
 
-def sobol_points(d: int, n: int, seed: int, first: int = 0) -> np.ndarray:
-    """Points number first .. first + n - 1 of a scrambled Sobol sequence: n x d in [0, 1].
-
-    Owen-scrambled points lie uniformly in each coordinate and fill it evenly at any length.
-    """
-    engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-    engine.fast_forward(first)  # type: ignore[no-untyped-call]
-    points: np.ndarray = engine.draw(n, dtype=torch.float64).clamp(0, 1).numpy()
-    return points
-
-
 def raw_points(space: Space, incumbents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sobol points, the incumbents and their neighbourhoods, and copies of all these on faces of the simplex.
 
@@ -145,16 +136,7 @@ def raw_points(space: Space, incumbents: np.ndarray, rng: np.random.Generator) -
         count //= 8
     parts = [space.draw(stream, 0, count)]
     if len(incumbents):
-        parts.append(incumbents)
-        centres = np.repeat(incumbents[:5], 32, axis=0)
-        width = 10.0 ** rng.uniform(-2.5, -0.5, (len(centres), 1))
-        step = width * rng.standard_normal(centres.shape)
-        moved = rng.random(centres.shape) < max(0.5, 2 / d)
-        # A choice is kept or drawn anew: small steps mean nothing between options.
-        fresh = rng.random(centres.shape)
-        choice = np.array([column.kind == "choice" for column in space.columns])
-        redraw = choice & (rng.random(centres.shape) < 0.2)
-        parts.append(np.clip(np.where(redraw, fresh, centres + step * (moved & ~choice)), 0, 1))
+        parts += [incumbents, nearby(space, np.repeat(incumbents[:5], 32, axis=0), rng)]
     points = np.concatenate(parts)
     shares = np.array([column.kind == "share" for column in space.columns])
     if shares.any():

@@ -21,6 +21,7 @@ from torch import Tensor
 from bo.dataset import Dataset
 from bo.surrogates.composite import Belief
 from search_spaces import Choice, Space
+from search_spaces.parameter import is_number
 
 #: How much farther from the best an average is linear than a single objective, at most.
 WIDER = 20.0
@@ -87,8 +88,7 @@ def _weighed(name: str, parameter: Choice, weights: Mapping[str, float]) -> list
         raise ValueError(f"average_over needs weights for options of {name!r}, {sorted(known)}, got {weights!r}.")
     given = {str(option): weight for option, weight in weights.items()}
     for option, weight in given.items():
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight < 0:
+        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
             raise ValueError(f"average_over needs a finite weight of at least 0 for {name}={option}, got {weight!r}.")
     counted = [(option, float(given[text])) for text, option in known.items() if given.get(text, 0) > 0]
     if not counted:

@@ -86,7 +86,7 @@ def make(
     floors = [LEAST * root.square().sum(-1).max() for root in roots]
 
     surrogate, ran = beliefs[0].surrogate, beliefs[0].inputs(points)
-    stretched = [belief._stretch(surrogate.posterior(ran)[1]).detach() for belief in beliefs]  # n each
+    stretched = [belief.stretch(surrogate.posterior(ran)[1]).detach() for belief in beliefs]  # n each
 
     def acquisition(X: Tensor) -> Tensor:
         at = beliefs[0].inputs(X)
@@ -94,7 +94,7 @@ def make(
         total = torch.zeros((), dtype=torch.float64)
         for k, (belief, root) in enumerate(zip(beliefs, roots, strict=True)):
             between = torch.einsum("p,pbn->nb", belief.weight.square(), shared)
-            between = stretched[k][:, None] * between * belief._stretch(variance)
+            between = stretched[k][:, None] * between * belief.stretch(variance)
             half = torch.linalg.solve_triangular(root, between, upper=False)  # n x b
             spread = combined(belief.weight, variance, belief.correlation)
             rest = (spread - half.square().sum(0)).clamp_min(floors[k]).sqrt()  # b

@@ -40,10 +40,11 @@ def make_discrete(situation: Situation, points: int = POINTS, draws: int = DRAWS
     """
     belief = situation.believed
     A = peaks(situation, whole("points", points), whole("draws", draws))
-    best = belief.value(A)[0].max().detach()
+    now = belief.value(A)[0].detach()
+    best = now.max()
 
     def acquisition(X: Tensor) -> Tensor:
-        return log_gain(*lines(belief, X, A), best)
+        return log_gain(*lines(belief, X, A, now), best)
 
     return acquisition
 
@@ -63,10 +64,11 @@ def make(
     z = levels(whole("quantiles", quantiles))
     whole("steps", steps, 0)
     A = peaks(situation, whole("points", points), whole("draws", draws))
-    best = belief.value(A)[0].max().detach()
+    now = belief.value(A)[0].detach()
+    best = now.max()
 
     def acquisition(X: Tensor) -> Tensor:
-        a, b = lines(belief, X, A)
+        a, b = lines(belief, X, A, now)
         inner = fantasy_peaks(space, belief, X.detach(), A, a.detach(), b.detach(), z, steps)
         a_inner, b_inner = moved(belief, X, inner)
         return log_gain(torch.cat([a, a_inner], dim=-1), torch.cat([b, b_inner], dim=-1), best)
@@ -88,11 +90,12 @@ def make_one_shot(
     z = levels(whole("fantasies", fantasies))
     whole("steps", steps)
     A = peaks(situation, whole("points", points), whole("draws", draws))
-    top = A[belief.value(A)[0].argmax()]
+    now = belief.value(A)[0].detach()
+    top = A[now.argmax()]
 
     def acquisition(X: Tensor) -> Tensor:
         with torch.no_grad():
-            a, b = lines(belief, X, A)
+            a, b = lines(belief, X, A, now)
         inner = fantasy_peaks(space, belief, X.detach(), A, a, b, z, steps)
         gain = one_shot(belief, X, inner, z) - one_shot(belief, X, top.expand_as(inner), z)
         return gain.clamp_min(1e-300).log()
@@ -109,13 +112,14 @@ def one_shot(belief: Belief, X: Tensor, inner: Tensor, z: Tensor) -> Tensor:
     return (a + b * z).mean(-1)
 
 
-def lines(belief: Belief, X: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Intercepts and slopes in Z of the posterior mean at A (m x d) and at x itself after a run at x: b x (m + 1)."""
-    with torch.no_grad():
-        there = belief.value(A)[0]
+def lines(belief: Belief, X: Tensor, A: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+    """Intercepts and slopes in Z of the posterior mean at A (m x d) and at x itself after a run at x: b x (m + 1).
+
+    now: the mean at A, m.
+    """
     mean, sd = belief.value(X)
     total = (sd.square() + belief.noise).sqrt()[:, None]
-    a = torch.cat([there.expand(len(X), -1), mean[:, None]], dim=-1)
+    a = torch.cat([now.expand(len(X), -1), mean[:, None]], dim=-1)
     return a, torch.cat([belief.covariance(X, A), sd.square()[:, None]], dim=-1) / total
 
 

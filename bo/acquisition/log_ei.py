@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bo.acquisition.acquisition import Acquisition, Situation
+from bo.acquisition.samples import known, posterior_mean
 from search_spaces.parameter import Array
 
 LOG = True
@@ -22,12 +23,11 @@ def make(situation: Situation) -> Acquisition:
 
     Pending runs are believed to come out as the posterior mean has it.
     """
-    belief = situation.believed
-    known = torch.cat([situation.tried, situation.pending])
-    if not len(known):
-        return lambda X: belief.value(X)[0]
+    points, belief = known(situation), situation.believed
+    if not len(points):
+        return posterior_mean(belief)
     with torch.no_grad():
-        best = belief.mean(known).max()
+        best = belief.mean(points).max()
     return lambda X: log_ei(*belief.value(X), best)
 
 

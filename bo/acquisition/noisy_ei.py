@@ -37,10 +37,11 @@ def make_evaluated(situation: Situation, most: int = MOST) -> Acquisition:
     if not len(points):
         return posterior_mean(belief)
     points = points[promising(belief, points, most)]
-    best = belief.value(points)[0].max().detach()
+    now = belief.value(points)[0].detach()
+    best = now.max()
 
     def acquisition(X: Tensor) -> Tensor:
-        return log_gain(*lines(belief, X, points), best)
+        return log_gain(*lines(belief, X, points, now), best)
 
     return acquisition
 

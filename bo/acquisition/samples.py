@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from bo.acquisition.acquisition import Acquisition, Situation
+from bo.quasirandom import normal_points, sobol_points
 from bo.surrogates.composite import Belief
 from bo.surrogates.hyperparameters import NumericalError
+from search_spaces import Space
 from search_spaces.parameter import Array
 
 #: Added to the diagonal of a joint covariance before it is factorised, relative to its largest entry.
@@ -40,27 +42,14 @@ def candidates(situation: Situation, count: int) -> Tensor:
     """Up to `count` allowed points, half of them all over the space, half around the runs of best posterior mean."""
     space, rng = situation.space, situation.rng
     d, seed = len(space.columns), int(rng.integers(2**31))
-
-    def stream(first: int, n: int) -> Array:
-        engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-        engine.fast_forward(first)  # type: ignore[no-untyped-call]
-        points: Array = engine.draw(n, dtype=torch.float64).clamp(0, 1).numpy()
-        return points
-
     around = known(situation)
     near = count // 2 if len(around) else 0
-    parts = [space.draw(stream, 0, count - near)]
+    parts = [space.draw(lambda first, n: sobol_points(d, n, seed, first), 0, count - near)]
     if near:
         with torch.no_grad():
             order = torch.argsort(situation.belief.value(around)[0], descending=True, stable=True)
         leaders = around[order[:LEADERS]].numpy()
-        centres = leaders[np.arange(near) % len(leaders)]
-        step = 10.0 ** rng.uniform(-2.5, -0.5, (near, 1)) * rng.standard_normal((near, d))
-        moved = rng.random((near, d)) < max(0.5, 2 / d)
-        choice = np.array([column.kind == "choice" for column in space.columns])
-        redrawn = choice & (rng.random((near, d)) < 0.2)  # between options a small step means nothing
-        moving = np.where(redrawn, rng.random((near, d)), centres + step * (moved & ~choice))
-        points = np.clip(moving, 0, 1)
+        points = nearby(space, leaders[np.arange(near) % len(leaders)], rng)
         points[: len(leaders)] = leaders[:near]
         points[~space.active(points)] = 0.5
         points = space.repair(points)
@@ -68,6 +57,18 @@ def candidates(situation: Situation, count: int) -> Tensor:
             points = points[space.satisfies(space.decode_all(points))]
         parts.append(points)
     return torch.as_tensor(np.concatenate(parts))
+
+
+def nearby(space: Space, centres: Array, rng: np.random.Generator) -> Array:
+    """A point of the cube near each of k x d: some numbers and shares moved by steps of many sizes, choices redrawn."""
+    width = 10.0 ** rng.uniform(-2.5, -0.5, (len(centres), 1))
+    step = width * rng.standard_normal(centres.shape)
+    moved = rng.random(centres.shape) < max(0.5, 2 / len(space.columns))
+    # A choice is kept or drawn anew: small steps mean nothing between options.
+    fresh = rng.random(centres.shape)
+    choice = np.array([column.kind == "choice" for column in space.columns])
+    redrawn = choice & (rng.random(centres.shape) < 0.2)
+    return np.clip(np.where(redrawn, fresh, centres + step * (moved & ~choice)), 0, 1)
 
 
 def promising(belief: Belief, X: Tensor, most: int) -> Tensor:
@@ -87,10 +88,7 @@ def promising(belief: Belief, X: Tensor, most: int) -> Tensor:
 
 def normals(rng: np.random.Generator, s: int, k: int) -> Tensor:
     """s quasi-random points of k independent standard normals: s x k. s should be a power of two."""
-    engine = torch.quasirandom.SobolEngine(k, scramble=True, seed=int(rng.integers(2**31)))  # type: ignore[no-untyped-call]
-    uniform: Tensor = engine.draw(s, dtype=torch.float64)
-    normal: Tensor = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
-    return normal
+    return normal_points(k, s, int(rng.integers(2**31)))
 
 
 def joint(belief: Belief, Z: Tensor) -> tuple[Tensor, Tensor]:

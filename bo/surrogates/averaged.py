@@ -52,7 +52,7 @@ def fit(
     if draws < 1:
         raise ValueError(f"Averaging needs at least 1 draw of the hyperparameters, got {draws}.")
     n, p = Y.shape
-    if n > FEW * len(features.space.columns) or bool((inputs.cell != inputs.cell[0]).any()):
+    if n > FEW * len(features.space.columns) or inputs.across:
         return surrogates.fit("gp", features, inputs, Y, start)
     mode = gp.fit(features, inputs, Y, start)
     layout, F = mode.layout, mode.F

@@ -41,15 +41,17 @@ class Belief:
         """Mean (b x q) and covariance (b x q x q) of b groups of q points, X: b x q x d."""
         b, q, d = X.shape
         mean, covariance = self.surrogate.joint(self.inputs(X.reshape(b * q, d)), q)
-        stretch = self._stretch(covariance.diagonal(dim1=-2, dim2=-1).reshape(-1, b * q)).reshape(b, q)
+        stretch = self.stretch(covariance.diagonal(dim1=-2, dim2=-1).reshape(-1, b * q)).reshape(b, q)
         summed = torch.einsum("p,pbqr->bqr", self.weight.square(), covariance)
         return torch.einsum("p,pbq->bq", self.weight, mean), stretch[..., None] * summed * stretch[:, None]
 
     def covariance(self, X: Tensor, Z: Tensor) -> Tensor:
         """Between b x d and k x d points: b x k."""
         at, other = self.inputs(X), self.inputs(Z)
-        stretch = [self._stretch(self.surrogate.posterior(inputs)[1]) for inputs in (at, other)]
         summed = torch.einsum("p,pbk->bk", self.weight.square(), self.surrogate.covariance(at, other))
+        if len(self.weight) == 1:
+            return summed
+        stretch = [self.stretch(self.surrogate.posterior(inputs)[1]) for inputs in (at, other)]
         return stretch[0][:, None] * summed * stretch[1]
 
     @property
@@ -65,7 +67,7 @@ class Belief:
         cell = torch.full((len(X),), self.cell, dtype=torch.long)
         return self.surrogate.features(X, self.place.expand(len(X), -1), cell)
 
-    def _stretch(self, variance: Tensor) -> Tensor:
+    def stretch(self, variance: Tensor) -> Tensor:
         """What the correlation of metrics does to standard deviations of their sum, where variances are p x b: b."""
         if len(self.weight) == 1:
             return torch.ones(variance.shape[-1], dtype=torch.float64)

@@ -68,8 +68,11 @@ class Composite:
 
     def at(self, scale: Scale) -> Belief:
         """The objective at one scale: what acquisitions are made of."""
+        return self.around(self.data.place(scale))
+
+    def around(self, place: Tensor) -> Belief:
+        """The objective at a place (m,), which may be that of another study."""
         outcome = self.data.outcome
-        place = self.data.place(scale)
         level, cell = outcome.level(place), self._cell(place)
         _, gain = outcome.affine(level)
         belief = Belief(self.gp, place, cell, outcome.weight * gain, self.correlation)
@@ -113,9 +116,17 @@ class Composite:
         return len(known) + (int(waiting.nonzero()[0, 0]) if waiting.any() else len(waiting))
 
 
-def fit(data: Dataset, start: Mapping[str, Any] | None = None, surrogate: str = "gp") -> Composite:
-    """The model of a dataset with at least one finite run; `start` is an earlier fit's `memory`."""
-    features = Features(data.space)
+def fit(
+    data: Dataset,
+    start: Mapping[str, Any] | None = None,
+    surrogate: str = "gp",
+    drift: Mapping[tuple[str, str], tuple[float, float]] | None = None,
+) -> Composite:
+    """The model of a dataset with at least one finite run; `start` is an earlier fit's `memory`.
+
+    drift: what is believed of drifts, as `Features` takes it.
+    """
+    features = Features(data.space, drift or {})
     gp = surrogates.fit(surrogate, features, features(data.X, data.S, data.cell), data.Y, start)
     return Composite(data, gp, correlation(gp, data.Y), additive(data))
 

@@ -8,7 +8,8 @@ active (it belongs to an option not chosen) is constant, so it can never influen
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -24,6 +25,8 @@ from search_spaces.schedule import PROGRESS
 TINY = 1e-6
 #: Drift of an optimum along a linear axis, in ranges an octave of scale, next to one of an octave on a log axis.
 LINEAR_DRIFT = 1 / 3
+#: Standard deviation of the drift of an optimum that nothing is believed of, in octaves an octave.
+DRIFT_SD = 0.35
 #: Where the parts of a curve end, as fractions of training: warm-up, the middle, the decay. Each has its lengthscale.
 PARTS = (0.1, 0.8, 1.0)
 
@@ -45,25 +48,44 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.F)
 
+    @property
+    def across(self) -> bool:
+        """Whether points are of several scales, or of one that is not the target."""
+        return bool((self.cell != self.cell[:1]).any() or (self.S != 0).any())
+
     @cached_property
     def _different(self) -> tuple[Tensor, Tensor]:
-        """The different rows of (zero, on, S), and which of them each point has."""
-        # A column of zeros, since rows without any entry could not be told apart or found equal.
-        rows = torch.cat([self.S.new_zeros(len(self), 1), self.on.to(torch.float64), self.S], dim=-1)
+        """The different rows of (cell, on, S), and which of them each point has."""
+        rows = torch.cat([self.cell[:, None].to(torch.float64), self.on.to(torch.float64), self.S], dim=-1)
         different: tuple[Tensor, Tensor] = torch.unique(rows, dim=0, return_inverse=True)
         return different
 
     @property
+    def kind(self) -> Tensor:
+        """n, which of the C different kinds each point is of: of one cell, with the same numeric features active."""
+        return self._different[1]
+
+    @property
+    def cells(self) -> Tensor:
+        """C, the cell of each kind."""
+        return self._different[0][:, 0]
+
+    @property
+    def scales(self) -> Tensor:
+        """C x m, the place of each kind."""
+        rows, J = self._different[0], self.on.shape[-1]
+        return rows[:, 1 + J :]
+
+    @property
     def places(self) -> Tensor:
-        """C x J x m, the different places that numeric features of a point have, zero for one that is not active."""
+        """C x J x m, the places that the numeric features of each kind have, zero for one that is not active."""
         rows, J = self._different[0], self.on.shape[-1]
         return rows[:, 1 : 1 + J, None] * rows[:, None, 1 + J :]
 
     @property
     def membership(self) -> Tensor:
-        """n x C, one where a point has these places, zero elsewhere."""
-        rows, which = self._different
-        return (which[:, None] == torch.arange(len(rows))).to(torch.float64)  # one_hot refuses no points at all
+        """n x C, one where a point is of the kind, zero elsewhere."""
+        return (self.kind[:, None] == torch.arange(len(self.cells))).to(torch.float64)  # one_hot refuses no points
 
     def join(self, other: Inputs) -> Inputs:
         return Inputs(*(torch.cat([getattr(self, name), getattr(other, name)]) for name in ("F", "on", "S", "cell")))
@@ -75,9 +97,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Features:
-    """The map from encoded points of one space to kernel inputs: D features in G groups that share a lengthscale."""
+    """The map from encoded points of one space to kernel inputs: D features in G groups that share a lengthscale.
+
+    drift: what is believed of drifts, (parameter, scale axis) -> mean and standard deviation in octaves an octave;
+    nothing in particular of those that are not there.
+    """
 
     space: Space
+    drift: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def numeric(self) -> tuple[int, ...]:
@@ -137,6 +164,20 @@ class Features:
         octaves = [self.space.columns[i].octaves for i in self.numeric]
         return torch.tensor([1 / o if o else LINEAR_DRIFT for o in octaves], dtype=torch.float64)
 
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the scale axes."""
+        fidelity = self.space.fidelity
+        return () if fidelity is None else tuple(axis.name for axis in fidelity.axes)
+
+    @cached_property
+    def believed_drift(self) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of the drift of each numeric column along each scale axis: J x m each."""
+        pairs = [[(self.space.columns[i].name.split(".")[-1], axis) for axis in self.axes] for i in self.numeric]
+        table = [[self.drift.get(pair, (0.0, DRIFT_SD)) for pair in row] for row in pairs]
+        found = torch.tensor(table, dtype=torch.float64).reshape(len(pairs), len(self.axes), 2)
+        return found[..., 0], found[..., 1]
+
     def __call__(self, X: Tensor, S: Tensor, cell: Tensor) -> Inputs:
         """X: n x d encoded points; S: n x m places on the scale axes; cell: n."""
         if self._flat:
@@ -172,8 +213,7 @@ class Features:
         families over their default ranges are then 0.3 apart, two of all families 0.4, as two numbers of [0, 1] are.
         """
         on = active[:, list(columns)]
-        axes = [axis.name for axis in self.space.fidelity.axes] if self.space.fidelity is not None else []
-        place = S[:, axes.index("tokens")] if "tokens" in axes else None
+        place = S[:, self.axes.index("tokens")] if "tokens" in self.axes else None
 
         def factors(rows: Array) -> Array:
             x = rows[:, : len(columns)]

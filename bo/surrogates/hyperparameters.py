@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bo.surrogates.features import Features, Inputs
+from bo.dataset import scattered
+from bo.surrogates.features import DRIFT_SD, Features, Inputs
 
 #: How much smoother than in numbers losses are in shares, whose features lie close together.
 SMOOTH = 3.0
@@ -22,6 +23,10 @@ EXACT = 2500
 MEAN_VARIANCE = 1.0
 #: Added to the diagonal of every covariance, relative to the amplitude.
 JITTER = 1e-8
+#: Degrees of freedom of what is believed of drifts: data overrule it.
+TAILS = 3.0
+#: Standard deviation of how far the optimum of another study lies from that of this one, in octaves.
+DISPLACED = 1.0
 #: The power under which losses of real mixtures are smoothest, and mixtures from which on it is learned.
 POWER = 1 / 3
 ENOUGH_MIXTURES = 20
@@ -41,9 +46,11 @@ class Block:
     name: str
     shape: tuple[int, ...]
     mean: float | np.ndarray
-    sd: float
+    sd: float | np.ndarray
     low: float
     high: float
+    heavy: bool = False
+    """Of Student's distribution with TAILS degrees of freedom in place of a normal one: what is far off is believed."""
     shared: bool = False
     """One for all metrics: the mean of what is fitted for each, whose priors together weigh as one."""
 
@@ -58,7 +65,8 @@ class Hyper:
 
     lengthscale: p x G. amplitude, noise, linear: p (variances). drift: p x J x m mean drifts and spread: p x m, their
     standard deviations, in octaves an octave. level, residual: p, variances of a cell's own constant and, as a share of
-    the amplitude, of its own function. power: one number for all metrics, the power of shares.
+    the amplitude, of its own function. reach: p, octaves over which these stay alike where scales are no cells.
+    louder: p x m, growth of the log noise variance an octave. power: one number for all metrics, the power of shares.
     """
 
     lengthscale: Tensor
@@ -69,6 +77,8 @@ class Hyper:
     spread: Tensor
     level: Tensor
     residual: Tensor
+    reach: Tensor
+    louder: Tensor
     power: Tensor
 
 
@@ -77,7 +87,9 @@ class Layout:
     """Which hyperparameters there are for a space and a set of cells, and how they lie in one vector of H numbers.
 
     groups: group of each feature (D). drift_unit: J. centres: the middle of each feature that is a share. axes: scale
-    axes. across: there are several cells. bent: there are enough mixtures to learn the power of their shares.
+    axes, the last `foreign` of which are other studies. across: there are several cells. bent: there are enough
+    mixtures to learn the power of their shares. smooth: most runs are alone at their scale. believed: means and
+    standard deviations of the drifts, J x (m - foreign) each, None where nothing is believed of them.
     """
 
     groups: tuple[int, ...]
@@ -86,13 +98,18 @@ class Layout:
     axes: int
     across: bool
     bent: bool
+    foreign: int = 0
+    smooth: bool = False
+    believed: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, features: Features, inputs: Inputs, across: bool) -> Layout:
         """For n points of a space, over several scales or within one."""
         bent = mixtures(inputs, len(features.centres)) >= ENOUGH_MIXTURES
         axes = inputs.S.shape[-1]
-        return cls(features.groups, features.drift_unit, features.centres, axes, across, bent)
+        smooth = across and scattered(inputs.cell)
+        foreign, drift = axes - len(features.axes), features.believed_drift if features.drift else None
+        return cls(features.groups, features.drift_unit, features.centres, axes, across, bent, foreign, smooth, drift)
 
     @cached_property
     def G(self) -> int:
@@ -101,7 +118,12 @@ class Layout:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Everything positive is fitted by its logarithm. Lengthscales are Gamma(3, 6) times `stretch`: see there."""
-        ln, stretch = math.log, self.stretch
+        ln, stretch, J = math.log, self.stretch, len(self.drift_unit)
+
+        def own(here: float, elsewhere: float) -> np.ndarray:
+            """Of each axis: one number for those of scale, another for other studies."""
+            return np.array([here] * (self.axes - self.foreign) + [elsewhere] * self.foreign)
+
         table = [
             Block("lengthscale", (self.G,), np.log(0.5 * stretch), math.inf, ln(0.03), ln(30.0)),
             Block("amplitude", (), ln(2.0), 1.0, ln(0.02), ln(200.0)),
@@ -112,12 +134,27 @@ class Layout:
         if self.bent:
             table.append(Block("power", (), ln(POWER), 0.4, ln(0.2), ln(1.0), shared=True))
         if self.across:
+            drift, drift_sd = np.zeros((J, self.axes)), np.tile(own(DRIFT_SD, DISPLACED), (J, 1))
+            if self.believed is not None:
+                ours = self.axes - self.foreign
+                drift[:, :ours], drift_sd[:, :ours] = (part.numpy() for part in self.believed)
             table += [
-                Block("drift", (len(self.drift_unit), self.axes), 0.0, 0.35, -2.0, 2.0),
-                Block("spread", (self.axes,), ln(0.15), 0.7, ln(0.01), ln(2.0)),
+                Block(
+                    "drift",
+                    (J, self.axes),
+                    drift.reshape(-1),
+                    drift_sd.reshape(-1),
+                    -3.0,
+                    3.0,
+                    heavy=self.believed is not None,
+                ),
+                Block("spread", (self.axes,), np.log(own(0.15, 0.5)), 0.7, ln(0.01), ln(4.0)),
                 Block("level", (), ln(0.25), 1.0, ln(1e-3), ln(20.0)),
-                Block("residual", (), ln(0.1), 1.0, ln(1e-4), ln(5.0)),
+                Block("residual", (), ln(0.3), 1.0, ln(1e-4), ln(5.0)),
+                Block("louder", (self.axes,), 0.0, own(0.2, 0.5), -2.0, 2.0),
             ]
+        if self.smooth:
+            table.append(Block("reach", (), ln(3.0), 0.7, ln(0.3), ln(30.0)))
         return tuple(table)
 
     @property
@@ -174,6 +211,8 @@ class Layout:
             spread=raw["spread"].exp() if self.across else torch.zeros(p, m, dtype=torch.float64),
             level=raw["level"].exp() if self.across else zero,
             residual=raw["residual"].exp() if self.across else zero,
+            reach=raw["reach"].exp() if self.smooth else zero,
+            louder=raw["louder"] if self.across else torch.zeros(p, m, dtype=torch.float64),
             power=raw["power"].mean().exp() if self.bent else torch.tensor(POWER, dtype=torch.float64),
         )
 
@@ -190,6 +229,10 @@ class Layout:
             else:
                 weight = 1 / len(theta) if block.shared else 1.0
                 off = (part - block.mean) / block.sd
+                if block.heavy:
+                    total -= (TAILS + 1) / 2 * float(np.log1p(np.square(off) / TAILS).sum())
+                    gradient[:, columns] = -(TAILS + 1) * off / (TAILS + np.square(off)) / block.sd
+                    continue
                 total -= 0.5 * weight * float(np.square(off).sum())
                 gradient[:, columns] = -weight * off / block.sd
         return total, gradient
@@ -203,7 +246,11 @@ class Layout:
                 total = total + (2 * part - 6 * part.exp() / torch.from_numpy(self.stretch)).sum(-1)
             else:
                 weight = 1 / len(theta) if block.shared else 1.0
-                total = total - 0.5 * weight * ((part - float(block.mean)) / block.sd).square().sum(-1)
+                mean, sd = (torch.as_tensor(value, dtype=torch.float64) for value in (block.mean, block.sd))
+                square = ((part - mean) / sd).square()
+                if block.heavy:
+                    square = (TAILS + 1) * torch.log1p(square / TAILS)
+                total = total - 0.5 * weight * square.sum(-1)
         return total
 
 

@@ -26,7 +26,7 @@ from bo.surrogates import gp, scale_shift
 from bo.surrogates.features import Features, Inputs
 from bo.surrogates.gp import GROWN
 from bo.surrogates.hyperparameters import BELIEVED_NOISE, JITTER, Hyper, Layout
-from bo.surrogates.scale_shift import cholesky, diagonal, kernel, within
+from bo.surrogates.scale_shift import cholesky, diagonal, kernel, noise, within
 
 #: Runs that hyperparameters are fitted to, inducing points, and runs that these are chosen among.
 SUBSET, INDUCING, CANDIDATES = 800, 1000, 2500
@@ -154,12 +154,12 @@ class InducingGP:
         with torch.no_grad():
             for some, y in blocks(self.inputs, self.Y):
                 cross = kernel(self.points, some, self.hyper, self.layout)
-                noise = own(some, self.root @ cross, self.hyper, self.layout)  # p x block
+                unknown = own(some, self.root @ cross, self.hyper, self.layout)  # p x block
                 # What is left of a run's own variance once its share in the posterior is taken out.
-                share = (1 - (self.rest @ cross).square().sum(-2) / noise).clamp_min(1e-9)
+                share = (1 - (self.rest @ cross).square().sum(-2) / unknown).clamp_min(1e-9)
                 residual = y.T - (self.alpha[:, None] @ cross).squeeze(-2)
                 means.append(y - (residual / share).T)
-                variances.append((noise / share).T)
+                variances.append((unknown / share).T)
         return torch.cat(means), torch.cat(variances)
 
     def memory(self) -> dict[str, Any]:
@@ -179,8 +179,7 @@ def fit(
 
     Hyperparameters are fitted again when there are GROWN times more runs than `start` was fitted to.
     """
-    across = bool((inputs.cell != inputs.cell[0]).any())
-    layout = Layout.of(features, inputs, across)
+    layout = Layout.of(features, inputs, inputs.across)
     n, p = Y.shape
     known = [layout.vector(values) for values in (start or {}).get("metrics", ())]
     runs = int((start or {}).get("runs", 0))
@@ -189,7 +188,7 @@ def fit(
     else:
         part = leading(Y, subset)
         warm = {"metrics": (start or {}).get("metrics", ())}
-        exact = (scale_shift if across else gp).fit(features, inputs.rows(part), Y[part], warm)
+        exact = (scale_shift if inputs.across else gp).fit(features, inputs.rows(part), Y[part], warm)
         # Whether the power of shares is learned may hang on which runs are looked at.
         theta = torch.as_tensor(np.stack([layout.vector(values) for values in exact.memory()["metrics"]]))
         runs = n
@@ -242,4 +241,4 @@ def spread(inputs: Inputs, hyper: Hyper, layout: Layout, count: int) -> Tensor:
 def own(inputs: Inputs, A: Tensor, hyper: Hyper, layout: Layout) -> Tensor:
     """Variances of runs that inducing points say nothing about: noise, and what A (p x m x n) leaves open. p x n."""
     open = (diagonal(inputs, hyper, layout) - A.square().sum(-2)).clamp_min(JITTER * hyper.amplitude[:, None])
-    return hyper.noise[:, None] + open
+    return noise(inputs, hyper, layout) + open

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from bo.dataset import Columns, Level, Outcome, compress, expand
 from bo.objective import Function
+from bo.quasirandom import normal_points
 from bo.surrogates.belief import Belief
 from search_spaces.parameter import Array
 
@@ -164,9 +165,7 @@ def normals(least: int, correlation: Tensor) -> Tensor:
     """
     p = len(correlation)
     s = max(least, 1 << (TIMES * p - 1).bit_length())
-    engine = torch.quasirandom.SobolEngine(p, scramble=True, seed=0)  # type: ignore[no-untyped-call]
-    uniform: Tensor = engine.draw(s, dtype=torch.float64)
-    normal = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
+    normal = normal_points(p, s, seed=0)
     normal = normal - normal.mean(0)
     root = torch.linalg.cholesky(normal.T @ normal / s)
     white: Tensor = torch.linalg.solve_triangular(root, normal.T, upper=False)

@@ -19,12 +19,11 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from bo.surrogates import scale_shift
 from bo.surrogates.ensemble import Ensemble
 from bo.surrogates.features import Features, Inputs
 from bo.surrogates.gp import GROWN, GaussianProcess, LogPosterior
 from bo.surrogates.hyperparameters import Block, Layout, NumericalError
-from bo.surrogates.scale_shift import ScaleShiftGP
+from bo.surrogates.scale_shift import ScaleShiftGP, Target
 from search_spaces.parameter import Array
 
 #: What the inverse squared lengthscale of a coordinate is about, one member of the ensemble for each: with the largest
@@ -97,8 +96,7 @@ def fit(
     if not taus or not all(tau > 0 for tau in taus):
         raise ValueError(f"The ensemble needs a tau above 0 for each of its members, got {tuple(taus)!r}.")
     n, p = Y.shape
-    across = bool((inputs.cell != inputs.cell[0]).any())
-    usual = Layout.of(features, inputs, across)
+    usual = Layout.of(features, inputs, inputs.across)
     known = (start or {}).get("members", ())
     known = known if len(known) == len(taus) and all(len(metrics) == p for metrics in known) else ()
     runs = int((start or {}).get("runs", 0)) if known else 0
@@ -119,7 +117,7 @@ def fit(
         heights.append(
             torch.tensor([-objective(layout, inputs, Y[:, [i]])(row.numpy())[0] for i, row in enumerate(theta)])
         )
-        if across:
+        if inputs.across:
             members.append(ScaleShiftGP.given(features, layout, theta, inputs, Y))
         else:
             members.append(GaussianProcess.given(features, layout, theta, inputs.F.detach().numpy(), Y, n))
@@ -136,14 +134,7 @@ def objective(layout: SparseLayout, inputs: Inputs, Y: Tensor) -> Callable[[Arra
     """Minus the log posterior of p H raw hyperparameters, with its gradient."""
     if not layout.across:
         return LogPosterior(layout, inputs.F.detach().numpy(), Y.numpy()).loss
-
-    def loss(raw: Array) -> tuple[float, Array]:
-        theta = torch.tensor(raw.reshape(Y.shape[-1], -1), requires_grad=True)
-        value = -scale_shift.log_posterior(theta, inputs, Y, layout).sum()
-        (gradient,) = torch.autograd.grad(value, theta)
-        return value.item(), gradient.numpy().reshape(-1)
-
-    return loss
+    return Target.of(inputs, Y, layout).loss
 
 
 def climbed(

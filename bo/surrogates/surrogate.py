@@ -70,6 +70,14 @@ SURROGATES: dict[str, str] = {
     "gp": "bo.surrogates.gp:fit",
     "gp_averaged": "bo.surrogates.averaged:fit",
     "scale_shift": "bo.surrogates.scale_shift:fit",
+    "multi_task": "bo.surrogates.multi_task:fit",
+    "autoregressive": "bo.surrogates.autoregressive:fit",
+    "nonlinear_autoregressive": "bo.surrogates.nonlinear_autoregressive:fit",
+    "ranking_ensemble": "bo.surrogates.ranking_ensemble:fit",
+    "product": "bo.surrogates.product:fit",
+    "joint_input": "bo.surrogates.joint_input:fit",
+    "linear_truncated": "bo.surrogates.linear_truncated:fit",
+    "down_sampling": "bo.surrogates.down_sampling:fit",
     "saas": "bo.surrogates.sparse_axes:fit",
     "inducing": "bo.surrogates.inducing:fit",
     "deep_kernel": "bo.surrogates.deep_kernel:fit",
@@ -84,7 +92,7 @@ def fit(name: str, features: Features, inputs: Inputs, Y: Tensor, start: Mapping
     """The surrogate of that name, which is one of SURROGATES; the usual one by the form that the data ask for."""
     if name == "gp" and len(Y) > EXACT:
         name = "inducing"
-    elif name == "gp" and (inputs.cell != inputs.cell[0]).any():
+    elif name == "gp" and inputs.across:
         name = "scale_shift"
     make: Fit = ports.load(SURROGATES, name, "surrogate")
     return make(features, inputs, Y, start)

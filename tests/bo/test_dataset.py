@@ -146,7 +146,7 @@ def test_open_trials_are_kept_apart_and_failed_ones_do_not_run() -> None:
     )
     assert len(runs.Y) == 1
     assert len(runs.taken(TARGET)) == 3
-    assert len(runs.started(TARGET)) == 2
+    assert len(runs.underway(TARGET)) == 1
     assert len(runs.taken(SMALL)) == 1
 
 

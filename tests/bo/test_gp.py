@@ -45,7 +45,7 @@ def test_the_closed_form_of_the_likelihood_and_its_gradient_agree_with_the_model
     theta += 0.3 * np.random.default_rng(1).standard_normal(theta.shape)
     value, gradient = LogPosterior(layout, inputs.F.numpy(), Y.numpy()).loss(theta.reshape(-1))
     raw = torch.tensor(theta, requires_grad=True)
-    reference = -scale_shift.log_posterior(raw, inputs, Y, layout).sum()
+    reference = -scale_shift.Target.of(inputs, Y, layout).log_posterior(raw).sum()
     (slope,) = torch.autograd.grad(reference, raw)
     assert value == pytest.approx(reference.item(), abs=1e-9)
     np.testing.assert_allclose(gradient, slope.numpy().reshape(-1), rtol=1e-8, atol=1e-8)
