@@ -14,17 +14,21 @@ from torch import Tensor
 
 from bo import dataset
 from bo.objective import Pareto
-from bo.optimize import sobol_points
-from bo.policies import posterior
+from bo.policies import guard, posterior
 from bo.policies.design import reproducible
 from bo.policies.engine import Engine
+from bo.policies.optimum import DRIFTS
 from bo.ports import History
+from bo.quasirandom import sobol_points
 from bo.surrogates.composite import Belief, Composite, combined
+from bo.surrogates.drift import drawn as drawn_drifts
+from bo.surrogates.drift import exponents
 from bo.surrogates.features import Features
 from bo.surrogates.gp import GaussianProcess
 from bo.surrogates.hyperparameters import NumericalError
 from bo.surrogates.nonlinear import NonlinearBelief
 from bo.surrogates.scale_shift import ScaleShiftGP
+from bo.trial import results
 from search_spaces import Integer, Real, Scale, Space
 from search_spaces.parameter import Array
 
@@ -103,6 +107,21 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """By which power of a scale axis the best value of a parameter grows, as a metric has it, with a 90% interval.
+
+    Of a number without a log scale it is three times the ranges an octave. Only of axes that the scales that ran span.
+    """
+
+    parameter: str
+    axis: str
+    metric: str
+    exponent: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Diagnostics:
     """The model of a study at one scale. kernels: empty where the model has none that can be read."""
 
@@ -111,6 +130,8 @@ class Diagnostics:
     coverage: tuple[Coverage, ...]
     kernels: tuple[MetricKernel, ...]
     effects: tuple[Effect, ...]
+    drifts: tuple[Drift, ...] = ()
+    trust: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -140,6 +161,16 @@ class Diagnostics:
             for scale in kernel.lengthscales:
                 user = "" if scale.user is None else f"{scale.user:.3g} {scale.unit}, "
                 lines.append(f"  {scale.name}: {user}{scale.encoded:.2g} of the cube")
+        if self.drifts:
+            lines.append("How the best moves with scale (best ~ axis ^ exponent; 90% intervals)")
+            wide = max(len(drift.parameter) for drift in self.drifts)
+            for drift in self.drifts:
+                lines.append(
+                    f"  {drift.parameter:<{wide}}  {drift.axis} ^ {drift.exponent:+.2f} ({drift.low:+.2f} to "
+                    f"{drift.high:+.2f})" + (f"  {drift.metric}" if len(self.kernels) > 1 else "")
+                )
+        if self.trust:
+            lines.append(f"Runs elsewhere are {self.trust}.")
         return "\n".join(lines)
 
 
@@ -160,7 +191,7 @@ def diagnose(history: History, scale: Scale | None, rng: np.random.Generator, su
         try:
             model, _ = posterior.fit(data, at, history.memory.get("model"), Engine(surrogate))
             finite = ~data.diverged
-            ids = np.array([trial.id for trial in history.trials if trial.told])[finite.numpy()]
+            ids = np.array([trial.id for trial in results(history.trials)])[finite.numpy()]
             if len(model.data.X) < len(ids):  # a model of this scale alone
                 ids = ids[data.at(at)[finite].numpy()]
             left_out, coverage = foretold(model, ids.tolist(), history.objective.shown(1.0))
@@ -170,7 +201,22 @@ def diagnose(history: History, scale: Scale | None, rng: np.random.Generator, su
             effects = importance(belief, history.space.at(at), rng)
         except NumericalError as error:
             raise ValueError(f"No model could be fitted: {error}") from error
-        return Diagnostics(dict(at), left_out, coverage, kernels(model, metrics, belief), effects)
+        trust = None
+        if guard.elsewhere(history):
+            found = guard.verdict(data, history, Engine(surrogate))
+            trust = f"{'trusted' if found.trusted else 'not trusted'}: {found.why}"
+        moves = drifts(model, metrics)
+        return Diagnostics(dict(at), left_out, coverage, kernels(model, metrics, belief), effects, moves, trust)
+
+
+def drifts(model: Composite, metrics: Sequence[str]) -> tuple[Drift, ...]:
+    """How the best value of each number moves with scale, where the model has such drifts."""
+    if not isinstance(model.gp, ScaleShiftGP) or not model.gp.layout.across:
+        return ()
+    return tuple(
+        Drift(each.parameter, each.axis, metrics[each.metric], each.mean, each.low, each.high)
+        for each in exponents(model.gp, drawn_drifts(model.gp, DRIFTS))
+    )
 
 
 # --------------------------------------------------------------------------------------------------- predictions
@@ -186,7 +232,7 @@ def foretold(model: Composite, ids: Sequence[int], sign: float) -> tuple[tuple[L
     runs, scores = [], []
     for i in range(len(data.Y)):
         level = outcome.level(data.S[i])
-        belief = model.at(data.scales[int(data.cell[i])])
+        belief = model.around(data.S[i])
         if isinstance(belief, NonlinearBelief):
             utility, spread, _ = belief.moments(mean[i][:, None], variance[i][:, None])
             exact, _, _ = belief.moments(data.Y[i][:, None], torch.zeros_like(variance[i][:, None]))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from search_spaces.parameter import is_number
 from search_spaces.stored import StoredFunction
 
 # ------------------------------------------------------------------------------------------------------ limits
@@ -32,7 +33,7 @@ class _Limit:
     def __post_init__(self) -> None:
         kind = type(self).__name__
         _check_name(kind, self.metric)
-        if not _is_number(self.limit):
+        if not _is_finite(self.limit):
             raise ValueError(f"{kind} needs a finite limit for {self.metric!r}, got {self.limit!r}.")
         object.__setattr__(self, "limit", float(self.limit))
 
@@ -222,7 +223,7 @@ class WeightedSum(_Linear):
             )
         for name, weight in self.terms.items():
             _check_name("WeightedSum", name)
-            if not _is_number(weight) or not weight:
+            if not _is_finite(weight) or not weight:
                 raise ValueError(f"WeightedSum needs a finite weight other than 0 for {name!r}, got {weight!r}.")
         object.__setattr__(self, "terms", {name: float(weight) for name, weight in self.terms.items()})
         object.__setattr__(self, "subject_to", _limits("WeightedSum", self.subject_to))
@@ -266,7 +267,7 @@ class Largest(_Single):
         if unknown := sorted(set(given) - set(metrics), key=str):
             raise ValueError(f"Largest has weights for {unknown}, which are none of its metrics {sorted(metrics)}.")
         for name, weight in given.items():
-            if not _is_number(weight) or not weight:
+            if not _is_finite(weight) or not weight:
                 raise ValueError(f"Largest needs a finite weight other than 0 for {name!r}, got {weight!r}.")
         object.__setattr__(self, "terms", {name: float(given.get(name, 1.0)) for name in metrics})
         object.__setattr__(self, "subject_to", _limits("Largest", subject_to))
@@ -397,7 +398,7 @@ class Pareto(_Objective):
             raise ValueError(f"Pareto needs objectives that differ, got {', '.join(map(str, parts))}.")
         if reference is not None:
             given = isinstance(reference, Sequence) and not isinstance(reference, str)
-            if not given or len(reference) != len(parts) or not all(_is_number(value) for value in reference):
+            if not given or len(reference) != len(parts) or not all(_is_finite(value) for value in reference):
                 raise ValueError(
                     f"Pareto needs reference to be {len(parts)} finite numbers, one for each objective, got "
                     f"{reference!r}."
@@ -552,5 +553,5 @@ def _check_name(kind: str, metric: object) -> None:
         raise ValueError(f"{kind} needs the name of a metric, got {metric!r}.")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_finite(value: object) -> bool:
+    return is_number(value) and math.isfinite(value)

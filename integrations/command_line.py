@@ -15,6 +15,7 @@ import secrets
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,8 @@ from bo import Function, JournalError, Pareto, Study, TrainingBroken, Trial, jou
 from bo.events import metrics_to_json
 from bo.ports import Executor
 from bo.run import request_stop
-from integrations.describe import best_words, config_table, number, scale_words, status, summary
+from integrations import prior_files
+from integrations.describe import best_words, config_table, number, open_words, plan_words, scale_words, status, summary
 from integrations.progress import Progress
 from integrations.training_file import Loaded, TrainingFile
 
@@ -78,6 +80,15 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--study", metavar="DIR", type=Path, help="the study's folder (default: studies/<name of FILE>)")
     start.add_argument("--seed", type=int, default=None, help="of a new study (default: 0)")
     start.add_argument("--policy", choices=sorted(ports.POLICIES), help="of a new study (default: ladder with scales)")
+    start.add_argument(
+        "--prior",
+        metavar="PATH",
+        type=Path,
+        action="append",
+        default=[],
+        help="a finished study to learn from, ours or of Optuna, Ax, Ray Tune or CSV; may be given again",
+    )
+    start.add_argument("--plan", action="store_true", help="print what would be run where, and run nothing")
     again = add("resume", "go on with the study in DIR from where it is", _resume)
     again.add_argument("dir", metavar="DIR", type=Path)
     for command in (start, again):
@@ -135,6 +146,8 @@ def _run(options: argparse.Namespace) -> int:
     # Settings are those of the file's policy; another one from the command line has none.
     settings = loaded.settings if policy == loaded.policy else None
     objective = loaded.objective
+    if options.plan:
+        return _plan(loaded, policy, settings, there, limits, baseline)
     with Study.open_or_create(
         folder, loaded.space, objective=objective, seed=seed, policy=policy, settings=settings
     ) as study:
@@ -142,7 +155,35 @@ def _run(options: argparse.Namespace) -> int:
         print(
             f"Going on with {folder}, which has {len(study.trials)} trials." if there else f"A new study in {folder}."
         )
+        for path in options.prior:
+            print(study.add_prior(prior_files.read(path, study.space, study.objective)).words())
         return _drive(study, file, executor, limits, options, baseline)
+
+
+def _plan(
+    loaded: Loaded,
+    policy: str | None,
+    settings: Mapping[str, Any] | None,
+    there: Study | None,
+    limits: ports.Limits,
+    baseline: Mapping[str, Any] | None,
+) -> int:
+    """Print what a run would do; nothing is written, so the study is one in a folder that is thrown away."""
+    if there is not None:
+        with_space = Study.open(there.folder, space=loaded.space, objective=loaded.objective)
+        planned = with_space.plan(limits)
+    else:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Study.create(
+                Path(folder) / "study", loaded.space, objective=loaded.objective, policy=policy, settings=settings
+            ) as study,
+        ):
+            if baseline is not None:
+                study.enqueue(baseline)
+            planned = study.plan(limits)
+    print("This policy makes no plan." if planned is None else plan_words(planned))
+    return 0
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -177,6 +218,8 @@ def _drive(
         study.enqueue(baseline)
     if (prepare := file.load().prepare) is not None:
         prepare()
+    if (planned := study.plan(limits)) is not None:
+        print(plan_words(planned))
     progress = Progress(study)
     try:
         reason = run(
@@ -339,7 +382,8 @@ def _recommend(options: argparse.Namespace) -> int:
     if options.json:
         mean = None if found.mean is None else shown(found.mean)
         answer = {"config": study.space.to_json(found.config), "mean": mean, "interval": interval, "note": found.note}
-        print(json.dumps({**answer, "trial": found.trial}))
+        more = {"trial": found.trial, "intervals": found.intervals, "options": found.options}
+        print(json.dumps({**answer, **more, "guess": found.guess, "trust": found.trust}))
         return 0
     where = scale_words(found.scale)
     which = "" if found.trial is None else f", trial {found.trial}"
@@ -347,8 +391,11 @@ def _recommend(options: argparse.Namespace) -> int:
     print(config_table(found.config))
     if found.mean is not None and interval is not None:
         print(f"  expected  {number(shown(found.mean))} (90% interval {number(interval[0])} to {number(interval[1])})")
-    if found.note:
-        print(f"  note      {found.note}")
+    for line in open_words(found):
+        print(line)
+    for name, words in (("guess", found.guess), ("elsewhere", found.trust), ("note", found.note)):
+        if words:
+            print(f"  {name:<9} {words}")
     return 0
 
 

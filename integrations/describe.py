@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from bo import AtMost, Function, Pareto, Study, Trial, WeightedSum
 from bo.objective import Single
-from bo.ports import ELSEWHERE
+from bo.ports import ELSEWHERE, Plan, Recommendation
 from search_spaces import Curve, Scale, SwitchedMixture
 
 
@@ -143,6 +144,34 @@ def status(study: Study, driver: str | None) -> str:
     lines.append(f"  {found_words(study) or f'{kind:<7} {nothing_words(study)}'}")
     failed = [trial for trial in study.trials if trial.status == "failed"]
     lines += [f"  failed  trial {trial.id}: {trial.error}" for trial in failed[-3:]]
+    return "\n".join(lines)
+
+
+def open_words(found: Recommendation) -> list[str]:
+    """What is left open about a recommended configuration: where the best of each number lies, and of each choice."""
+    rows = {path: f"{number(low)} to {number(high)}" for path, (low, high) in found.intervals.items()}
+    for path, options in found.options.items():
+        rows[path] = ", ".join(f"{option} {share:.0%}" for option, share in list(options.items())[:3])
+    if not rows:
+        return []
+    width = max(map(len, rows))
+    return ["  the best lies, with 90%, at", *(f"    {path:<{width}}  {words}" for path, words in rows.items())]
+
+
+def plan_words(plan: Plan) -> str:
+    """What is going to be run where, and what for."""
+    targets = "target runs for as long as they are wanted"
+    if plan.targets is not None:
+        targets = f"{plan.targets} target run{'s' if plan.targets != 1 else ''}"
+    if not plan.proxies:
+        return f"Plan: {targets}, no proxies. {plan.why}"
+    n = len(plan.proxies)
+    lines = [f"Plan: {n} prox{'ies' if n > 1 else 'y'} for {plan.cost:.2f} target runs in all, then {targets}."]
+    for scale, runs in Counter(plan.proxies).items():
+        lines.append(f"  {runs:>4} at {scale_words(scale)}")
+    lines.append(
+        f"  They are expected to save about {number(round(plan.saved, 1))} target runs; results may change the plan."
+    )
     return "\n".join(lines)
 
 

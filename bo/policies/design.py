@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
-from bo.optimize import sobol_points
 from bo.ports import History, Proposal
+from bo.quasirandom import sobol_points
 from search_spaces import Space
 from search_spaces.parameter import Array
+
+NOTHING = "No two runs have finished, so there is nothing to fit a model to."
+#: Source of a run at the target that was chosen by runs elsewhere before these were known to foretell it.
+SHOT = "transfer"
+
+
+@cache
+def libraries() -> ThreadpoolController:
+    """The linear algebra of numpy and scipy."""
+    return ThreadpoolController()
 
 
 @contextmanager
 def reproducible(rng: np.random.Generator) -> Iterator[None]:
-    """One torch thread and a forked, seeded torch generator: the same input gives the same output, bit for bit."""
+    """One thread and a forked, seeded torch generator: the same input gives the same output, bit for bit.
+
+    Many small matrices take many threads much longer than one, where other work goes on beside them.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with libraries().limit(limits=1), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(rng.integers(2**31)))
             yield
     finally:
@@ -73,3 +89,21 @@ def initial(history: History, n: int, rng: np.random.Generator, note: str | None
     # What an earlier fit left is kept for the next one.
     memory = {**history.memory, "sequence": seed}
     return tuple(Proposal(config, at, "sobol", memory=memory, note=note) for config in configs)
+
+
+def started(history: History, n_init: int | None) -> bool:
+    """Whether the model may decide: enough runs at the top scale, or results anywhere, and at least two results."""
+    return designed(history, n_init) and sum(trial.status == "finished" for trial in history.trials) >= 2
+
+
+def designed(history: History, n_init: int | None) -> bool:
+    """Whether there are enough runs at the top scale, or results anywhere, for the space-filling start.
+
+    A run that untried sources chose is none of it: where they mislead, it lies in a corner.
+    """
+    at = history.space.top
+    enough = n_init or 2 + math.ceil(len(history.space.columns) / 3)
+    counted = [trial for trial in history.own if trial.scale == at and trial.source != SHOT]
+    here = sum(trial.status in ("running", "finished", "diverged") for trial in counted)
+    elsewhere = [trial for trial in history.trials if trial.scale != at or trial.study is not None]
+    return max(here, sum(trial.status == "finished" for trial in elsewhere)) >= enough

@@ -18,8 +18,10 @@ from bo.acquisition.acquisition import ACQUISITIONS, Acquisition, Make, Situatio
 from bo.acquisition.environment import AveragedBelief, Environments
 from bo.acquisition.samples import amount
 from bo.objective import Minimize, Objective, Pareto
+from bo.scaling.laws import Drift, parse
 from bo.surrogates import composite
 from bo.surrogates.composite import Belief, Composite
+from bo.surrogates.features import Features
 from bo.surrogates.surrogate import SURROGATES
 from bo.trial import Trial
 from search_spaces import Real, Scale, Space
@@ -34,8 +36,9 @@ class Engine:
     surrogate: a name of SURROGATES. acquisition: a name of ACQUISITIONS, with its settings in `options`; of several
     objectives it is always the hypervolume. prior: the user's belief about where the optimum lies, as
     `prior_guided.parse` takes it, worth `beta` runs. cost: "seconds" divides the utility of a run by the time it is
-    expected to take; "cooled" does so less and less as the limits are used up. average_over: choices that are an
-    environment, with the weights of their options, as `Environments.of` takes them.
+    expected to take; "cooled" does so less and less as the limits are used up. law: what is believed of how the best
+    configuration moves with scale, as `bo.scaling.laws.parse` takes it; nothing by default. average_over: choices that
+    are an environment, with the weights of their options, as `Environments.of` takes them.
     """
 
     surrogate: str = "gp"
@@ -45,6 +48,7 @@ class Engine:
     beta: float = prior_guided.BETA
     cost: Cost = "ignored"
     average_over: Mapping[str, Mapping[str, float]] | None = None
+    law: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         ports.load(SURROGATES, self.surrogate, "surrogate")
@@ -69,8 +73,17 @@ class Engine:
             prior_guided.parse(space, self.prior)
         if self.average_over is not None:
             Environments.of(space, self.average_over)
+        self.drift(space)
         if self.options:
             self.utility(example())
+
+    def drift(self, space: Space) -> Drift:
+        """What the law says of this space; ValueError where they do not fit."""
+        if self.law is None:
+            return {}
+        features = Features(space)
+        names = [space.columns[i].name.split(".")[-1] for i in features.numeric]
+        return parse(self.law).drift(names, features.axes)
 
     def belief(self, model: Composite, at: Scale) -> Belief:
         """What is believed of the objective at a scale: of its average, where an environment is no choice."""
@@ -103,8 +116,7 @@ def example() -> Situation:
 def volume(situation: Situation, believed: Composite, at: Scale) -> Acquisition:
     """The criterion for several objectives."""
     beliefs, reference = hypervolume.objectives(believed, at), hypervolume.reference(believed, at)
-    points = torch.cat([situation.tried, situation.pending])
-    return hypervolume.make(situation, beliefs=beliefs, reference=reference, points=points)
+    return hypervolume.make(situation, beliefs=beliefs, reference=reference)
 
 
 def weighed(criterion: Acquisition, terms: tuple[Acquisition, ...], unit: float = 1.0) -> Acquisition:

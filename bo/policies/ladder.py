@@ -4,42 +4,65 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from bo.policies import posterior, recommendation
-from bo.policies.bayes import NOTHING, started
-from bo.policies.design import count, initial, reproducible, sequence_seed, sobol
-from bo.ports import ELSEWHERE, History, Limits, Proposal, Recommendation
+from bo.objective import Objective
+from bo.policies import guard, recommendation
+from bo.policies.design import NOTHING, count, initial, reproducible, sequence_seed, sobol, started
+from bo.policies.engine import Engine
+from bo.policies.plan import plan
+from bo.policies.trunks import covered, price, runs
+from bo.ports import ELSEWHERE, History, Limits, Plan, Proposal, Recommendation
 from search_spaces import Scale, Space
 
-#: A proxy dearer than this, in target runs, tells too little for its price.
-DEAREST = 1 / 8
-#: Cells to spread proxies over, and proxies a cell.
-CELLS = (5, 4, 3)
-LEAST, MOST = 5, 12
+#: Configurations whose trunks say what a trunk costs.
+PRICED = 16
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """No random runs at the target: proxies, the minimiser of the joint posterior mean, then log-EI.
+class Ladder(Engine):
+    """No random runs at the target: proxies, the minimiser of the joint posterior mean, then the engine's criterion.
 
-    proxy_cap: what the proxies may cost together, in target runs; never more than half of the study's limits.
+    The settings are those of `Engine`, and proxy_cap: what the proxies may cost together, in target runs; never more
+    than half of the study's limits. trunks: a scale axis along which proxies with a stable phase are one run that
+    branches (see `trunks`); the training function has to hand in what `trial.wanted` asks for.
     """
 
     proxy_cap: float = 1.0
+    trunks: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.proxy_cap, bool) or not 0 <= self.proxy_cap < math.inf:
             raise ValueError(f"Ladder needs proxy_cap to be a finite number of at least 0, got {self.proxy_cap!r}.")
 
+    def check(self, space: Space, objective: Objective) -> None:
+        """ValueError where the settings do not fit a study of this space and objective."""
+        super().check(space, objective)
+        axes = [axis.name for axis in space.fidelity.axes] if space.fidelity is not None else []
+        if self.trunks is not None and self.trunks not in axes:
+            raise ValueError(
+                f"Ladder needs trunks to be a scale axis of the space, one of {axes}, got {self.trunks!r}."
+            )
+
+    def plan(self, history: History) -> Plan:
+        """What the study comes to, by its limits and what the user's own runs take of them."""
+        space, limits = history.space, unclaimed(history)
+        if self.trunks is None:
+            return plan(space, limits, self.proxy_cap)
+        configs = sobol(space.at(space.top), 0, 0, PRICED)
+        return plan(space, limits, self.proxy_cap, lambda cells: price(space, cells, self.trunks, configs)[0])
+
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
         with reproducible(rng):
-            planned = plan(history.space, unclaimed(history), self.proxy_cap)
+            planned = self.plan(history).proxies
             if missing := outstanding(history, planned):
-                return proxies(history, missing[:n], rng)
+                return proxies(history, missing, n, rng, self.trunks)
             if waiting(history, len(planned)):
                 return ()
             if not planned and not started(history, None):
@@ -47,25 +70,31 @@ class Ladder:
             if sum(trial.status == "finished" for trial in history.trials) < 2:
                 return initial(history, n, rng, NOTHING)
             first = count(history, "ladder/target") == 0
-            return posterior.propose(history, n, rng, "ladder/target", greedy=first)
+            return guard.propose(history, n, rng, "ladder/target", self, first, None)
 
     def recommend(
         self, history: History, scale: Scale, rng: np.random.Generator, tried: bool = False
     ) -> Recommendation:
         with reproducible(rng):
-            return recommendation.recommend(history, scale, rng, tried)
+            return recommendation.recommend(history, scale, rng, tried, self)
 
 
-def proxies(history: History, scales: tuple[Scale, ...], rng: np.random.Generator) -> tuple[Proposal, ...]:
-    """The next space-filling runs at the planned scales, as far as the limits allow."""
-    seed = sequence_seed(history, rng)
+def proxies(
+    history: History, scales: tuple[Scale, ...], n: int, rng: np.random.Generator, axis: str | None
+) -> tuple[Proposal, ...]:
+    """The next up to n space-filling runs at the planned scales, as far as limits allow; axis: as `trunks` has it."""
+    seed, space = sequence_seed(history, rng), history.space
     first = count(history, "sobol", "ladder/proxy")
     memory = {**history.memory, "sequence": seed}
-    proposals: list[Proposal] = []
-    for scale, equal in groupby(scales[: history.affordable(scales)]):
-        configs = sobol(history.space.at(scale), seed, first + len(proposals), len(list(equal)))
-        proposals += [Proposal(config, scale, "ladder/proxy", memory=memory) for config in configs]
-    return tuple(proposals)
+
+    def draw(scale: Scale, number: int) -> Mapping[str, Any]:
+        return sobol(space.at(scale), seed, first + number, 1)[0]
+
+    proposals = [
+        Proposal(config, scale, "ladder/proxy", memory=memory, wanted=wanted)
+        for config, scale, wanted in islice(runs(space, scales, axis, draw), n)
+    ]
+    return tuple(proposals[: history.affordable(proposals)])
 
 
 def unclaimed(history: History) -> Limits:
@@ -79,8 +108,17 @@ def unclaimed(history: History) -> Limits:
 
 
 def outstanding(history: History, planned: tuple[Scale, ...]) -> tuple[Scale, ...]:
-    """The planned runs that there are none for yet, in order; a larger plan, and runs made elsewhere, are fine."""
-    there = Counter(trial.scale for trial in history.trials if trial.source in ("ladder/proxy", *ELSEWHERE))
+    """The planned runs that there are none for yet, in order; a larger plan, and runs added to the study, are fine.
+
+    Runs that failed or were stopped tell nothing, so others are made in their place, as long as no more than half fail.
+    """
+    served = [
+        t for t in history.trials if t.source in ("ladder/proxy", *ELSEWHERE) and t.status not in ("failed", "stopped")
+    ]
+    lost = count(history, "ladder/proxy") - sum(trial.source == "ladder/proxy" for trial in served)
+    if 2 * lost > max(2, len(planned)):
+        served = [trial for trial in history.trials if trial.source in ("ladder/proxy", *ELSEWHERE)]
+    there = Counter(cell for trial in served for cell in covered(trial))
     missing = []
     for scale in planned:
         if there[scale]:
@@ -94,47 +132,3 @@ def waiting(history: History, planned: int) -> bool:
     """Whether a target run would be a shot in the dark: proxies still run and fewer than half of them have ended."""
     running = sum(trial.source == "ladder/proxy" and trial.status == "running" for trial in history.trials)
     return running > planned / 2
-
-
-def plan(space: Space, limits: Limits, proxy_cap: float) -> tuple[Scale, ...]:
-    """The scale of each proxy, cheapest cells first; empty when proxies do not pay.
-
-    Five cells, else four, else three, of at least five proxies each and up to twelve (more in many dimensions), as many
-    as `proxy_cap` and half of the limits pay for, where a target run stays affordable. Where that does not fit, four in
-    three or two; then none.
-    """
-    if space.fidelity is None:
-        return ()
-    spend = proxy_cap
-    if limits.budget is not None:
-        spend = min(spend, limits.budget / 2)
-        if limits.budget >= 1:  # proxies are there for a target run: leave enough for one
-            spend = min(spend, limits.budget - 1)
-    runs = math.inf if limits.n_trials is None else limits.n_trials // 2
-    cheap = [cell for cell in space.fidelity.cells() if cell != space.top and space.cost(cell) <= DEAREST]
-    ranked = spanning(space, sorted(cheap, key=lambda cell: (space.cost(cell), tuple(cell.values()))))
-    most = max(MOST, 2 * len(space.columns))
-    fewer = [(cells, LEAST) for cells in (2, 1) if len(ranked) == cells]
-    for cells, least in [*((cells, LEAST) for cells in CELLS), *fewer, (3, 4), (2, 4)]:
-        if cells <= len(ranked):
-            each = min(most, runs // cells, spend // sum(space.cost(cell) for cell in ranked[:cells]))
-            if each >= least:
-                return tuple(
-                    cell for cell in sorted(ranked[:cells], key=lambda c: space.cost(c)) for _ in range(int(each))
-                )
-    return ()
-
-
-def spanning(space: Space, cells: list[Scale]) -> list[Scale]:
-    """The cells, cheapest first, but those that first show a second value of an axis before all that do not.
-
-    Drifts along an axis can be told apart only where the axis varies.
-    """
-    fidelity = space.fidelity
-    assert fidelity is not None
-    chosen: list[Scale] = []
-    for cell in cells:
-        offsets = [fidelity.log2(other) - fidelity.log2(cells[0]) for other in [*chosen, cell]]
-        if not chosen or np.linalg.matrix_rank(np.array(offsets)) > np.linalg.matrix_rank(np.array(offsets[:-1])):
-            chosen.append(cell)
-    return chosen + [cell for cell in cells if cell not in chosen]

@@ -16,18 +16,21 @@ from bo.acquisition import constrained, cost, hypervolume, prior_guided
 from bo.acquisition.acquisition import Acquisition, Situation
 from bo.acquisition.environment import AveragedBelief, widened
 from bo.acquisition.samples import posterior_mean
-from bo.dataset import Dataset, coincide
+from bo.dataset import Dataset
 from bo.optimize import QUICK, QUICKEST, draw_pool, maximise, same
 from bo.policies.design import initial, sequence_seed
 from bo.policies.engine import Engine, unit, volume, weighed
+from bo.policies.optimum import sampled
 from bo.policies.replicates import worth_repeating
 from bo.ports import History, Proposal
 from bo.surrogates import composite, divergence
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.divergence import Divergence, caution
+from bo.surrogates.drift import leads
 from bo.surrogates.features import Features
 from bo.surrogates.gp import GaussianProcess
 from bo.surrogates.hyperparameters import EXACT, NumericalError
+from bo.trial import results
 from search_spaces import Scale, Space
 
 #: Runs at a scale, and for each coordinate, from which on a model of that scale alone is tried against that of all
@@ -36,12 +39,16 @@ ENOUGH_ALONE, EACH = 6, 3
 #: Multiples of the usual excess up to which a metric may be kept linear, 0 for as far as it reaches. With more than FEW
 #: runs they are compared again after so much growth.
 SHAPES, FEW, RECONSIDERED = (0.0, 1.0, 0.1), 50, 1.1
+#: Share of the objective by which configurations differ that are as good as each other, and first runs at a scale that
+#: cover what is possible.
+PLATEAU, SPREAD = 0.0025, 3
 #: Points of a batch from which on the next are sought with least effort.
 CAREFUL = 8
 #: Of those told, the configurations around which is searched closely.
 LEADERS = 10
 #: Least cap: a smaller one has no reciprocal.
 TINY = 1e-300
+COVER = "One of a few first runs that cover where the best may lie: what ran so far leaves that open."
 AGAIN = "Every configuration of the space has been tried; this one is run again."
 
 
@@ -66,12 +73,13 @@ def propose(
     try:
         search = Search.of(history, at, engine, rng)
         proposals: list[Proposal] = []
+        spread = search.first(n) if greedy else []
         for i in range(n):
-            found, note = search.next(greedy=greedy and i == 0)
+            found, note = spread[i] if i < len(spread) else search.next(greedy=greedy and i == 0)
             expected = None if search.several else predicted(search.believed, found, at)
             proposals.append(Proposal(search.space.decode(found), at, source, expected, search.memory, note))
             if i + 1 < n:
-                search = search.waiting_for(found)
+                search = search.waiting_for(found).pooled()
     except NumericalError as error:
         return initial(history, n, rng, f"A space-filling point in place of the model's: {error}")
     return tuple(proposals)
@@ -114,9 +122,9 @@ class Search:
         if edge is not None:
             memory["edge"] = edge.memory()
         left = remaining(history)
-        finite, running = data.at(at) & ~data.diverged, coincide(data.S_pending, data.place(at)) & data.running
+        finite = data.at(at) & ~data.diverged
         # Some were made elsewhere and are not allowed here: to improve on those may be out of reach.
-        tried, pending = (torch.as_tensor(space.repair(X.numpy())) for X in (data.X[finite], data.X_pending[running]))
+        tried, pending = (torch.as_tensor(space.repair(X.numpy())) for X in (data.X[finite], data.underway(at)))
         if data.outcome.limits:
             tried, pending = (X[constrained.likely_feasible(model, at, X)] for X in (tried, pending))
         return cls(
@@ -155,6 +163,33 @@ class Search:
             return self.tried[row], "Run again on purpose: under this noise a repeat tells more than a new one."
         return found.x, None if found.new else AGAIN
 
+    def first(self, n: int) -> list[tuple[Tensor, str | None]]:
+        """Where the runs tell little of where the best configuration is, points for the first n runs at this scale.
+
+        That is so with one or two scales, scales on another line, or runs of other studies alone, as long as the best
+        point may well be better by more than a PLATEAU. The points, up to SPREAD, then cover what is possible: the
+        minimiser of the mean first, which one run by itself does best with, then what adds most to it.
+        """
+        scales = self.model.data.reached
+        places = torch.stack([self.model.data.place(scale) for scale in scales]) if scales else torch.zeros(0, 0)
+        axes = len(self.space.fidelity.axes) if self.space.fidelity is not None else 0
+        known = len(scales) > 2 and leads(places[:, :axes], self.model.data.place(self.at)[:axes])
+        if n == 1 or self.several or not axes or known:
+            return []
+        x, _ = self.next(greedy=True)
+        best = sampled(self.model, self.at, x, self.rng)
+        if float(best.shortfall.mean()) <= self.plateau:
+            return []
+        return [(point, COVER) for point in best.cover(x, min(n, SPREAD), self.rng)]
+
+    @property
+    def plateau(self) -> float:
+        """How much worse than the best is as good as it, in units of the objective."""
+        outcome = self.model.data.outcome
+        size = outcome.size(outcome.level(self.model.data.place(self.at)).best)
+        relative = float((outcome.weight * size).sum()) if outcome.relative else 0.0
+        return max(PLATEAU * relative, math.sqrt(float(self.engine.belief(self.model, self.at).noise)))
+
     def situation(self) -> Situation:
         return Situation(
             space=self.space,
@@ -187,16 +222,23 @@ class Search:
         kept = x[None]
         if self.model.data.outcome.limits:
             kept = kept[constrained.likely_feasible(self.model, self.at, kept)]
-        taken, pending, pool = torch.cat([self.taken, x[None]]), torch.cat([self.pending, kept]), self.pool
-        if pool is None:
-            pool = draw_pool(self.space, self.leaders, self.rng)
-            if isinstance(believed.gp, GaussianProcess):
-                believed = replace(believed, gp=believed.gp.watch(believed.at(self.at).inputs(pool)))
-        return replace(self, believed=believed, taken=taken, pending=pending, pool=pool, chosen=self.chosen + 1)
+        taken, pending = torch.cat([self.taken, x[None]]), torch.cat([self.pending, kept])
+        return replace(self, believed=believed, taken=taken, pending=pending, chosen=self.chosen + 1)
+
+    def pooled(self) -> Search:
+        """With points to search from, drawn once for all that follow."""
+        if self.pool is not None:
+            return self
+        pool, believed = draw_pool(self.space, self.leaders, self.rng), self.believed
+        if isinstance(believed.gp, GaussianProcess):
+            believed = replace(believed, gp=believed.gp.watch(believed.at(self.at).inputs(pool)))
+        return replace(self, believed=believed, pool=pool)
 
 
 def find_edge(data: Dataset, start: Mapping[str, Any] | None = None) -> Divergence | None:
     """Where runs diverge, as far as some have; `start` is an earlier one's `memory`."""
+    if not data.diverged.any():
+        return None
     features = Features(data.space)
     return divergence.fit(features, features(data.X, data.S, data.cell), data.diverged, start)
 
@@ -232,12 +274,11 @@ def log_ok(edge: Divergence, belief: Belief, diverged: int) -> Acquisition:
 
 def seconds(history: History, data: Dataset, at: Scale) -> Acquisition:
     """log seconds of a run at a scale, as those of known time have taken."""
-    told = [trial for trial in history.trials if trial.told]
+    told = results(history.trials)
     timed = torch.tensor([bool(trial.seconds) and trial.attempt == 1 for trial in told], dtype=torch.bool)
     took = torch.tensor([trial.seconds or 0.0 for trial in told], dtype=torch.float64)
     place = data.place(at)
-    here = data.scales.index(at) if at in data.scales else len(data.scales)
-    return cost.log_cost(data.space, data.X[timed], data.S[timed], data.cell[timed], took[timed], place, here)
+    return cost.log_cost(data.space, data.X[timed], data.S[timed], data.cell[timed], took[timed], place, data.index(at))
 
 
 def remaining(history: History) -> float:
@@ -265,9 +306,9 @@ def fit(
     data, surrogate = data.measured(), engine.surrogate
     if engine.average_over is not None:
         data = widened(data)
-    elif len(data.scales) == len(data.outcome.cap) - data.outcome.limits == 1:
+    elif bool(data.at(at).all()) and len(data.outcome.cap) - data.outcome.limits == 1:
         return shaped(data, start or {}, surrogate)
-    model = composite.fit(data, start, surrogate)
+    model = composite.fit(data, start, surrogate, engine.drift(data.space))
     memory = model.gp.memory()
     here = data.at(at)
     if len(data.scales) > 1 and int(here.sum()) >= max(ENOUGH_ALONE, EACH * len(data.space.columns)):

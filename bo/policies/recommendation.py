@@ -20,16 +20,22 @@ from bo.acquisition.environment import AveragedBelief, Environments
 from bo.dataset import Dataset
 from bo.objective import Pareto, Single
 from bo.optimize import allowed, maximise
+from bo.policies import guard
 from bo.policies.design import middle
 from bo.policies.engine import Engine
+from bo.policies.optimum import Optimum, sampled
 from bo.policies.posterior import LEADERS, find_edge, fit
 from bo.ports import History, Recommendation
+from bo.scaling.level import Level
 from bo.surrogates.composite import Z90, Belief, Composite, Prediction
 from bo.surrogates.divergence import Divergence
+from bo.surrogates.drift import spanned
 from bo.surrogates.hyperparameters import NumericalError
 from bo.trial import Trial
 from search_spaces import Scale, Space
 
+#: Octaves beyond all runs from which on a recommendation is called a guess.
+FAR = 0.5
 #: Standard deviations of the posterior mean over the runs that a probability of keeping limits counts for, below one
 #: half, for each factor of e.
 STRICT = 10.0
@@ -56,7 +62,12 @@ def recommend(
             "trials that none beats."
         )
     space = history.space.at(scale)
-    data = dataset.from_history(history)
+    data, trust = dataset.from_history(history), None
+    if guard.elsewhere(history):
+        verdict = guard.verdict(data, history, engine)
+        trust = f"{'trusted' if verdict.trusted else 'not trusted'}: {verdict.why}"
+        if not verdict.trusted and scale == history.space.top and int((data.at(scale) & ~data.diverged).sum()) > 1:
+            data = dataset.from_history(guard.at_target(history))
     if not data.finite:
         return Recommendation(middle(space), scale, None, None, None, UNTOLD)
     ran = candidates(history.trials, history.objective, scale, space)
@@ -64,6 +75,7 @@ def recommend(
     try:
         model, _ = fit(data, scale, history.memory.get("model"), engine)
         belief = engine.belief(model, scale)
+        averaged = isinstance(belief, AveragedBelief)
         if tried and ran:
             x, trial, note = best_tried(belief, ran, torch.as_tensor(space.encode_all([t.config for t in ran])))
             notes += [note] if note else []
@@ -71,30 +83,95 @@ def recommend(
             x, trial = best_of_all(model, belief, data, scale, rng), None
             notes += kept_words(model, x, scale)
         expected = predict(model, belief, x, scale)
+        best = None if trial is not None or averaged else sampled(model, scale, x, rng)
+        if best is not None and not (data.at(scale) & ~data.diverged).any():
+            expected = extrapolated(model, best, scale) or expected
     except NumericalError as error:
         config, id = best_measured(history.trials, history.objective, space)
         why = f"The best run so far, without a model: {error}"
         return Recommendation(config, scale, None, None, None, why, id)
-    if isinstance(belief, AveragedBelief):
+    if averaged:
+        assert isinstance(belief, AveragedBelief)
         notes.append(averaged_words(belief.environments, trial is None))
     if not (data.at(scale) & ~data.diverged).any():
-        notes.append(f"No run has finished at this scale; its level is extrapolated from {len(data.scales)} other(s).")
-    config = space.decode(x) if trial is None else dict(trial.config)
-    id = None if trial is None else trial.id
-    return Recommendation(config, scale, expected.mean, expected.low, expected.high, " ".join(notes) or None, id)
+        others = len(data.reached) or len(data.scales)
+        notes.append(f"No run has finished at this scale; its level is extrapolated from {others} other(s).")
+    return Recommendation(
+        config=space.decode(x) if trial is None else dict(trial.config),
+        scale=scale,
+        mean=expected.mean,
+        low=expected.low,
+        high=expected.high,
+        note=" ".join(notes) or None,
+        trial=None if trial is None else trial.id,
+        intervals={} if best is None else best.intervals(),
+        options={} if best is None else best.options(),
+        guess=far(data, scale),
+        trust=trust,
+    )
 
 
 def candidates(trials: Sequence[Trial], objective: Single, scale: Scale, space: Space) -> list[Trial]:
     """The runs with a finite result within its limits at a scale, or at any where there are none, as `space` allows."""
-    finished = [trial for trial in trials if trial.status == "finished" and trial.metrics]
-    good = [
-        trial
-        for trial in finished
-        if math.isfinite(objective.value(trial.metrics or {}))
-        and objective.feasible(trial.metrics or {})
-        and space.allows(trial.config)
+    able = [trial for trial in trials if good(trial, objective) and space.allows(trial.config)]
+    return [trial for trial in able if trial.scale == scale] or able
+
+
+def extrapolated(model: Composite, best: Optimum, scale: Scale) -> Prediction | None:
+    """What a run will measure at a scale without one, by the law that the best results of other scales follow.
+
+    It is as much worse than the best there as the config is expected to be. None where only other studies have runs.
+    """
+    data = model.data
+    scales = data.reached
+    if not scales:
+        return None
+    values, sds = [], []
+    with torch.no_grad():
+        for cell in scales:
+            belief = model.at(cell)
+            x = data.X[belief.mean(data.X).argmax()]
+            values.append(model.predict(x, cell).mean)
+            sds.append(float(belief.value(x[None])[1]))
+        noise = float(model.at(scale).noise)
+    places = torch.stack([data.place(cell) for cell in scales])
+    ours = places.shape[-1] - data.outcome.studies
+    level = Level.fit(places[:, :ours].numpy(), values, sds)
+    mean, sd = level.predict(data.place(scale)[:ours].numpy())
+    centre = mean + float(best.shortfall.mean())
+    half = Z90 * math.sqrt(sd**2 + noise + float(best.shortfall.var()))
+    return Prediction(centre, centre - half, centre + half)
+
+
+def far(data: Dataset, scale: Scale) -> str | None:
+    """Why what is said of a scale is a guess: it lies beyond all runs, or along an axis that they do not span."""
+    scales = data.reached
+    if not scales or scale in scales or data.space.fidelity is None:
+        return None
+    names = [axis.name for axis in data.space.fidelity.axes]
+    places = torch.stack([data.place(cell) for cell in scales])[:, : len(names)]
+    at = data.place(scale)[: len(names)]
+    beyond = torch.maximum(at - places.amax(0), places.amin(0) - at)
+    words = [
+        f"{name} is {float(octaves):.1f} octaves beyond every run"
+        for name, octaves in zip(names, beyond, strict=True)
+        if octaves > FAR
     ]
-    return [trial for trial in good if trial.scale == scale] or good
+    offset = at - places[-1]
+    told = [name for name, along in zip(names, spanned(places), strict=True) if not along]
+    words += [
+        f"no runs tell how the best moves with {name} alone"
+        for name in told
+        if abs(float(offset[names.index(name)])) > 0
+    ]
+    return f"A guess: {'; '.join(words)}." if words else None
+
+
+def good(trial: Trial, objective: Single) -> bool:
+    """Whether a run has a finite result within the limits of the objective."""
+    if trial.status != "finished" or not trial.metrics:
+        return False
+    return math.isfinite(objective.value(trial.metrics)) and objective.feasible(trial.metrics)
 
 
 def best_measured(trials: Sequence[Trial], objective: Single, space: Space) -> tuple[dict[str, Any], int | None]:

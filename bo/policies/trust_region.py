@@ -29,19 +29,18 @@ from bo.optimize import (
     neighbours,
     same,
     settle,
-    sobol_points,
     within,
     without_traces,
 )
 from bo.policies import posterior, recommendation
-from bo.policies.bayes import started
-from bo.policies.design import initial, reproducible, sequence_seed
+from bo.policies.design import initial, reproducible, started
 from bo.policies.engine import Engine, weighed
+from bo.policies.recommendation import good
 from bo.ports import History, Proposal, Recommendation
+from bo.quasirandom import sobol_points
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.features import Features
 from bo.surrogates.hyperparameters import NumericalError
-from bo.trial import Trial
 from search_spaces import Scale, Space
 
 #: Sides of the box at the start, at most, and at which the search starts again elsewhere; the cube has side 1.
@@ -170,48 +169,32 @@ def single(history: History) -> Single:
     return history.objective
 
 
-def good(trial: Trial, objective: Single) -> bool:
-    """Whether a run has a finite result within the limits of the objective."""
-    metrics = trial.metrics or {}
-    if trial.status != "finished":
-        return False
-    return math.isfinite(objective.value(metrics)) and objective.feasible(metrics)
-
-
 def propose(history: History, region: Region, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
     """`n` runs at the top scale, each the best by log-EI in the box about the best posterior mean since the restart.
 
     It is weighed by how likely limits are kept and a run does not diverge.
     """
     at = history.space.top
-    data, space = dataset.from_history(history), history.space.at(at)
-    inside = history.trials[region.first :]
-    objective = single(history)
+    space, inside, objective = history.space.at(at), history.trials[region.first :], single(history)
     ran = [trial.config for trial in inside if trial.scale == at and good(trial, objective)]
     if not ran:
         return initial(history, n, rng, "No run is within the limits yet to search around: a space-filling point.")
     members = torch.as_tensor(space.repair(space.encode_all(ran)))
     try:
-        model, fitted = posterior.fit(data, at, history.memory.get("model"))
-        memory = {"sequence": sequence_seed(history, rng), "model": fitted}
-        edge = posterior.find_edge(data, history.memory.get("edge"))
-        if edge is not None:
-            memory["edge"] = edge.memory()
-        terms = posterior.terms(history, data, model, edge, Engine(), at, 1.0)
-        believed = model.believe(model.data.X_pending, model.data.S_pending)
-        taken = data.taken(at)
+        search = posterior.Search.of(history, at, Engine(), rng)
         proposals: list[Proposal] = []
         for _ in range(n):
+            belief = search.believed.at(at)
             with torch.no_grad():
-                mean, _ = believed.at(at).value(members)
+                mean, _ = belief.value(members)
             centre, best = members[mean.argmax()], mean.max()
-            box = around(centre, region.side, model, space)
-            found = confined(weighed(improvement(believed.at(at), best), terms), space, centre, box, taken, rng)
+            box = around(centre, region.side, search.model, space)
+            utility = weighed(improvement(belief, best), search.terms)
+            found = confined(utility, space, centre, box, search.taken, rng)
             note = None if found.new else "Every configuration found has been tried; this one is run again."
-            expected = posterior.predicted(believed, found.x, at)
-            proposals.append(Proposal(space.decode(found.x), at, "trust_region", expected, memory, note))
-            believed = believed.believe(found.x[None], data.place(at)[None])
-            taken, members = torch.cat([taken, found.x[None]]), torch.cat([members, found.x[None]])
+            expected = posterior.predicted(search.believed, found.x, at)
+            proposals.append(Proposal(space.decode(found.x), at, "trust_region", expected, search.memory, note))
+            search, members = search.waiting_for(found.x), torch.cat([members, found.x[None]])
     except NumericalError as error:
         return initial(history, n, rng, f"A space-filling point in place of the model's: {error}")
     return tuple(proposals)

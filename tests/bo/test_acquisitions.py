@@ -241,7 +241,7 @@ def test_points_that_cannot_be_best_are_left_out_and_the_best_stays() -> None:
     assert bool(keep[mean.argmax()])
     every = noisy_ei.make_evaluated(here, most=40)
     X = points(PLANE, 20)
-    a, b = knowledge_gradient.lines(here.belief, X, here.tried)
+    a, b = knowledge_gradient.lines(here.belief, X, here.tried, mean)
     assert torch.allclose(every(X).exp(), knowledge_gradient.log_gain(a, b, mean.max()).exp(), rtol=1e-6, atol=1e-12)
 
 

@@ -11,9 +11,9 @@ import torch
 from bo import AtLeast, AtMost, Minimize, dataset
 from bo.acquisition.constrained import likely_feasible, log_feasible
 from bo.objective import Objective
-from bo.optimize import sobol_points
 from bo.policies import posterior
 from bo.ports import History
+from bo.quasirandom import sobol_points
 from bo.surrogates import composite
 from bo.surrogates.composite import Composite
 from bo.trial import Trial

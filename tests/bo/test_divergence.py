@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bo import Minimize, dataset
 from bo.ports import History
+from bo.quasirandom import normal_points, sobol_points
 from bo.surrogates import divergence
 from bo.surrogates.divergence import MOST, Divergence, Layout, Sites, caution, coordinates, given, log_evidence
 from bo.surrogates.features import Features, Inputs
@@ -55,8 +56,7 @@ def along(values: Tensor) -> Tensor:
 
 
 def sobol(d: int, n: int, seed: int = 0) -> Tensor:
-    points: Tensor = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(n, dtype=torch.float64)
-    return points
+    return torch.as_tensor(sobol_points(d, n, seed))
 
 
 # ---------------------------------------------------------------------------------------------- against the definition
@@ -72,9 +72,7 @@ def test_probabilities_and_evidence_are_those_of_the_integral(amplitude: float) 
     model = given(layout, theta, Z, sign)
     everything = torch.cat([Z, at])
     K, level = layout.kernel(everything, everything, theta), layout.latent(theta)[-1]
-    draws = torch.quasirandom.SobolEngine(6, scramble=True, seed=1).draw(2**18, dtype=torch.float64)
-    normal = torch.special.ndtri(draws.clamp(1e-9, 1 - 1e-9))
-    f = level + normal @ torch.linalg.cholesky(K + 1e-9 * torch.eye(6)).T
+    f = level + normal_points(6, 2**18, seed=1) @ torch.linalg.cholesky(K + 1e-9 * torch.eye(6)).T
     weight = torch.special.ndtr(torch.tensor(sign) * f[:, :3]).prod(-1)
     exact = (weight[:, None] * torch.special.ndtr(-f[:, 3:])).sum(0) / weight.sum()
     found = ok(model, LINE, at)

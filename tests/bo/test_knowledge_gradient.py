@@ -145,8 +145,9 @@ def test_the_exact_gradient_on_a_grid_equals_fantasies_whose_inner_problem_is_so
     belief = situation(LINE, 6).belief
     grid = torch.linspace(0, 1, 201, dtype=torch.float64)[:, None]
     X = torch.tensor([[0.1], [0.45], [0.83]], dtype=torch.float64)
-    best = belief.value(grid)[0].max()
-    a, b = lines(belief, X, grid)
+    now = belief.value(grid)[0]
+    best = now.max()
+    a, b = lines(belief, X, grid, now)
     exact = log_gain(a[:, :-1], b[:, :-1], best).exp()
     z = torch.as_tensor(np.random.default_rng(0).standard_normal(2000))
     after = a[:, None, :-1] + b[:, None, :-1] * z[:, None]  # b x f x m
@@ -198,8 +199,9 @@ def test_the_exact_gradient_agrees_with_botorch() -> None:
     grid = torch.linspace(0, 1, 301, dtype=torch.float64)[:, None]
     at = torch.tensor([[0.3], [0.7]], dtype=torch.float64)
     with torch.no_grad():
-        best = belief.value(grid)[0].max()
-        a, b = lines(belief, at, grid)
+        now = belief.value(grid)[0]
+        best = now.max()
+        a, b = lines(belief, at, grid, now)
         exact = log_gain(a, b, best).exp()
         fantasies = 1024
         sampler = IIDNormalSampler(sample_shape=torch.Size([fantasies]), seed=0)
@@ -218,7 +220,7 @@ def test_the_hybrid_gradient_is_nearly_that_of_a_fine_grid_and_no_less_than_the_
     rng = np.random.default_rng(3)
     X = torch.as_tensor(rng.random((12, 3)))
     grid = torch.as_tensor(rng.random((20_000, 3)))
-    a, b = lines(here.belief, X, grid)
+    a, b = lines(here.belief, X, grid, here.belief.value(grid)[0])
     hybrid, discrete = (
         make(replace(here, rng=np.random.default_rng(5)))(X)
         for make in (knowledge_gradient.make, knowledge_gradient.make_discrete)
@@ -253,7 +255,7 @@ def test_the_one_shot_gradient_ranks_runs_as_the_hybrid_one() -> None:
 def test_a_run_with_more_noise_is_worth_less() -> None:
     belief = situation(LINE, 6).belief
     grid = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
-    a, b = lines(belief, grid[::10], grid)
+    a, b = lines(belief, grid[::10], grid, belief.value(grid)[0])
     _, sd = belief.value(grid[::10])
     total = (sd.square() + belief.noise).sqrt()
     noisier = b * (total / (sd.square() + 4 * belief.noise + 0.1 * sd.max() ** 2).sqrt())[:, None]

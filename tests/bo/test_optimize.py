@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bo.optimize import Acquisition, maximise, neighbours, settle, sobol_points
+from bo.optimize import Acquisition, maximise, neighbours, settle
 from search_spaces import Choice, Integer, Mixture, Real, Space
 
 SPACE = Space(
@@ -98,11 +98,6 @@ def test_neighbours_change_one_active_choice_or_integer() -> None:
     assert {config["layers"] for config in configs if config["optimizer"] == "lion"} >= {4, 6}
     assert {config["optimizer"] for config in configs if config["layers"] == 5} == {"adamw", "sgd"}
     assert torch.equal(settle(SPACE, x[None])[0], x)
-
-
-def test_a_sobol_sequence_goes_on_where_it_stopped() -> None:
-    whole = sobol_points(3, 12, seed=5)
-    assert np.array_equal(whole[4:9], sobol_points(3, 5, seed=5, first=4))
 
 
 # ----------------------------------------------------------------------------------------- within what is allowed

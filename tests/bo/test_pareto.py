@@ -16,8 +16,9 @@ from bo.acquisition.acquisition import Situation
 from bo.acquisition.hypervolume import boxes, log_between, padded
 from bo.objective import Objective, reference_point
 from bo.objective import hypervolume as volume
-from bo.optimize import maximise, sobol_points
+from bo.optimize import maximise
 from bo.ports import History
+from bo.quasirandom import sobol_points
 from bo.surrogates import composite
 from bo.surrogates.composite import Composite
 from bo.trial import Trial
