@@ -304,7 +304,7 @@ def test_the_ratio_of_two_that_did_not_finish_is_one():
     assert not np.isnan(values).any()
 
 
-@pytest.mark.parametrize("module", ["replay_steplaw", "compare_surrogates"])
+@pytest.mark.parametrize("module", ["replay.searches", "compare_surrogates"])
 def test_the_folder_of_tables_is_only_read(module, tmp_path, monkeypatch):
     tables, cache = tmp_path / "tables", tmp_path / "cache"
     tables.mkdir()
