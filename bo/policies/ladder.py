@@ -20,6 +20,7 @@ from bo.policies.trunks import covered, price, runs
 from bo.ports import ELSEWHERE, History, Limits, Plan, Proposal, Recommendation
 from search_spaces import Scale, Space
 
+PROXY = "ladder/proxy"
 #: Configurations whose trunks say what a trunk costs.
 PRICED = 16
 
@@ -29,8 +30,8 @@ class Ladder(Engine):
     """No random runs at the target: proxies, the minimiser of the joint posterior mean, then the engine's criterion.
 
     The settings are those of `Engine`, and proxy_cap: what the proxies may cost together, in target runs; never more
-    than half of the study's limits. trunks: a scale axis along which proxies with a stable phase are one run that
-    branches (see `trunks`); the training function has to hand in what `trial.wanted` asks for.
+    than half of the study's budget or two thirds of its trials. trunks: a scale axis along which proxies with a stable
+    phase are one run that branches (see `trunks`); the training function has to hand in what `trial.wanted` asks for.
     """
 
     proxy_cap: float = 1.0
@@ -80,18 +81,26 @@ class Ladder(Engine):
 
 
 def proxies(
-    history: History, scales: tuple[Scale, ...], n: int, rng: np.random.Generator, axis: str | None
+    history: History,
+    scales: tuple[Scale, ...],
+    n: int,
+    rng: np.random.Generator,
+    axis: str | None = None,
+    source: str = PROXY,
 ) -> tuple[Proposal, ...]:
-    """The next up to n space-filling runs at the planned scales, as far as limits allow; axis: as `trunks` has it."""
+    """The next up to n space-filling runs at the planned scales, as far as limits allow.
+
+    axis: as `trunks` has it. source: what they are called.
+    """
     seed, space = sequence_seed(history, rng), history.space
-    first = count(history, "sobol", "ladder/proxy")
+    first = count(history, "sobol", source)
     memory = {**history.memory, "sequence": seed}
 
     def draw(scale: Scale, number: int) -> Mapping[str, Any]:
         return sobol(space.at(scale), seed, first + number, 1)[0]
 
     proposals = [
-        Proposal(config, scale, "ladder/proxy", memory=memory, wanted=wanted)
+        Proposal(config, scale, source, memory=memory, wanted=wanted)
         for config, scale, wanted in islice(runs(space, scales, axis, draw), n)
     ]
     return tuple(proposals[: history.affordable(proposals)])
@@ -107,17 +116,15 @@ def unclaimed(history: History) -> Limits:
     )
 
 
-def outstanding(history: History, planned: tuple[Scale, ...]) -> tuple[Scale, ...]:
+def outstanding(history: History, planned: tuple[Scale, ...], source: str = PROXY) -> tuple[Scale, ...]:
     """The planned runs that there are none for yet, in order; a larger plan, and runs added to the study, are fine.
 
     Runs that failed or were stopped tell nothing, so others are made in their place, as long as no more than half fail.
     """
-    served = [
-        t for t in history.trials if t.source in ("ladder/proxy", *ELSEWHERE) and t.status not in ("failed", "stopped")
-    ]
-    lost = count(history, "ladder/proxy") - sum(trial.source == "ladder/proxy" for trial in served)
-    if 2 * lost > max(2, len(planned)):
-        served = [trial for trial in history.trials if trial.source in ("ladder/proxy", *ELSEWHERE)]
+    made = [trial for trial in history.trials if trial.source in (source, *ELSEWHERE)]
+    served = [trial for trial in made if trial.status not in ("failed", "stopped")]
+    if 2 * (len(made) - len(served)) > max(2, len(planned)):
+        served = made
     there = Counter(cell for trial in served for cell in covered(trial))
     missing = []
     for scale in planned:
@@ -128,7 +135,7 @@ def outstanding(history: History, planned: tuple[Scale, ...]) -> tuple[Scale, ..
     return tuple(missing)
 
 
-def waiting(history: History, planned: int) -> bool:
+def waiting(history: History, planned: int, source: str = PROXY) -> bool:
     """Whether a target run would be a shot in the dark: proxies still run and fewer than half of them have ended."""
-    running = sum(trial.source == "ladder/proxy" and trial.status == "running" for trial in history.trials)
+    running = sum(trial.source == source and trial.status == "running" for trial in history.trials)
     return running > planned / 2

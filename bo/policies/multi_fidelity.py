@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,11 @@ from bo.acquisition.multi_fidelity import MOST, UTILITIES, Run, beyond
 from bo.objective import Objective, Pareto
 from bo.optimize import QUICK, Found, draw_pool, maximise
 from bo.policies import posterior, recommendation
-from bo.policies.design import NOTHING, initial, reproducible, sequence_seed, sobol, started
+from bo.policies.design import NOTHING, initial, reproducible, sequence_seed, started
 from bo.policies.engine import Engine, weighed
+from bo.policies.ladder import outstanding, proxies, waiting
 from bo.policies.posterior import AGAIN, LEADERS, find_edge, fit, log_ok, predicted, remaining
-from bo.ports import ELSEWHERE, History, Proposal, Recommendation
+from bo.ports import History, Proposal, Recommendation
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.divergence import Divergence
 from bo.surrogates.hyperparameters import NumericalError
@@ -88,9 +87,9 @@ class MultiFidelity:
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
         with reproducible(rng):
             planned = self.start(history)
-            if missing := outstanding(history, planned):
-                return space_filling(history, missing[:n], rng)
-            if waiting(history, len(planned)):
+            if missing := outstanding(history, planned, START):
+                return proxies(history, missing, n, rng, source=START)
+            if waiting(history, len(planned), START):
                 return ()
             if not planned and not started(history, self.n_init):
                 return initial(history, n, rng)
@@ -375,32 +374,3 @@ def passed(space: Space, scale: Scale, traces: Sequence[str]) -> tuple[Scale, ..
     below.sort(key=space.cost, reverse=True)
     chosen = np.unique(np.linspace(0, len(below) - 1, min(len(below), MOST - 1)).round().astype(int))
     return tuple(below[i] for i in chosen)
-
-
-def space_filling(history: History, scales: Sequence[Scale], rng: np.random.Generator) -> tuple[Proposal, ...]:
-    """The next space-filling runs at the planned scales, as far as the limits allow."""
-    seed = sequence_seed(history, rng)
-    first = sum(trial.source == START for trial in history.trials)
-    proposals: list[Proposal] = []
-    for scale, equal in groupby(scales[: history.affordable(scales)]):
-        configs = sobol(history.space.at(scale), seed, first + len(proposals), len(list(equal)))
-        memory = {**history.memory, "sequence": seed}
-        proposals += [Proposal(config, scale, START, memory=memory) for config in configs]
-    return tuple(proposals)
-
-
-def outstanding(history: History, planned: Sequence[Scale]) -> tuple[Scale, ...]:
-    """The planned runs that there are none for yet, in order; runs made elsewhere count."""
-    there = Counter(trial.scale for trial in history.trials if trial.source in (START, *ELSEWHERE))
-    missing = []
-    for scale in planned:
-        if there[scale]:
-            there[scale] -= 1
-        else:
-            missing.append(scale)
-    return tuple(missing)
-
-
-def waiting(history: History, planned: int) -> bool:
-    """Whether more than half of the first runs are under way: what to do next depends on them."""
-    return sum(trial.source == START and trial.status == "running" for trial in history.trials) > planned / 2

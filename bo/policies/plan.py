@@ -35,8 +35,9 @@ def plan(space: Space, limits: Limits, proxy_cap: float, price: Price | None = N
 
     Proxies are spread over five cells, else four, else three, the cheapest that span the axes (fewer where there are no
     more), six to twelve a cell, more in many dimensions. There are as many as leave most of what they are expected to
-    save, if that is at least twice what they cost, at most for `proxy_cap` and half of the limits, where a target run
-    stays affordable. Else there are none, and the plan says why. price: a run each, by default.
+    save, if that is at least twice what they cost, at most for `proxy_cap`, half of the budget and two thirds of the
+    trials, where a target run stays affordable. Else there are none, and the plan says why. price: a run each, by
+    default.
     """
 
     def apart(cells: Sequence[Scale]) -> float:
@@ -69,7 +70,7 @@ def _proxies(space: Space, limits: Limits, proxy_cap: float, priced: Price) -> t
         spend = min(spend, limits.budget / 2)
         if limits.budget >= 1:  # proxies are there for a target run: leave enough for one
             spend = min(spend, limits.budget - 1)
-    runs = math.inf if limits.n_trials is None else limits.n_trials // 2
+    runs = math.inf if limits.n_trials is None else 2 * limits.n_trials // 3
     cheap = [cell for cell in space.fidelity.cells() if cell != space.top and space.cost(cell) <= DEAREST]
     if not cheap:
         return (), f"No scale costs less than 1/{1 / DEAREST:.0f} of a target run, so proxies would not pay."
