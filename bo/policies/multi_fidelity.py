@@ -146,9 +146,8 @@ class MultiFidelity:
             return self.proxy_cap
         own = sum(trial.cost for trial in history.trials if trial.source == "enqueued")
         budget = max(0.0, history.limits.budget - own)
-        return min(
-            self.proxy_cap, budget / 2, budget - 1 if budget >= 1 else math.inf
-        )  # what is left is for a target run
+        rest = budget - 1 if budget >= 1 else math.inf  # enough is left for a target run
+        return min(self.proxy_cap, budget / 2, rest)
 
     def affordable(self, history: History, chosen: Sequence[Scale]) -> tuple[Scale, ...]:
         """The scales that the limits and the cap allow a run at, after those just chosen."""

@@ -170,17 +170,17 @@ def test_trace_observations_do_not_lower_what_a_run_is_worth(name: str, now: Vie
 def test_worth_is_positive_and_its_slopes_are_those_of_differences(name: str, now: View) -> None:
     for run in (Run((now.beliefs[SMALL],)), Run((now.beliefs[TOP], now.beliefs[MIDDLE]))):
         utility = UTILITIES[name](afresh(now).situation)(run)
-        X = points(6, seed=4).requires_grad_()
+        X = points(12, seed=4).requires_grad_()
         value = utility(X)
         assert torch.isfinite(value).all()
         (slope,) = torch.autograd.grad(value.sum(), X)
+        counted = value.detach() > value.max() - 9  # of less, differences are rounding errors
         with torch.no_grad():
             for i in range(2):
                 step = torch.zeros(2, dtype=torch.float64)
-                step[i] = 1e-6
-                expected = (utility(X + step) - utility(X - step)) / 2e-6
-                near = 1e-3 if len(run.beliefs) == 1 or name != "knowledge_gradient" else 0.05  # directions are held
-                assert torch.allclose(slope[:, i], expected, rtol=near, atol=near)
+                step[i] = 1e-4
+                expected = (utility(X + step) - utility(X - step)) / 2e-4
+                assert torch.allclose(slope[counted, i], expected[counted], rtol=0.02, atol=0.02)
 
 
 def test_a_scale_that_tells_nothing_is_worth_nothing(now: View) -> None:

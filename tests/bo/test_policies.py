@@ -45,6 +45,10 @@ DRIFT = Space(lr=Real(2.0**-12, 1.0, log=True), b=Real(1, 256, log=True), fideli
 Measure = Callable[[Mapping[str, Any], Scale, int], Mapping[str, float] | None]
 
 
+#: The search over scales takes seconds a proposal; tests of its own look at it each time.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "multi_fidelity" else name for name in POLICIES]
+
+
 def policies() -> dict[str, Policy]:
     # The knowledge gradient over scales has its own tests, and takes its time.
     settings = {"multi_fidelity": {"acquisition": "ei_cooled"}}
@@ -95,7 +99,7 @@ def drifting(config: Mapping[str, Any], scale: Scale, id: int) -> dict[str, floa
 # ------------------------------------------------------------------------------------------- whatever the results
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "measure",
     [
@@ -125,7 +129,7 @@ def test_a_policy_survives_any_results(name: str, measure: Measure) -> None:
         )
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_proposal_is_a_pure_function_of_history_and_generator(name: str) -> None:
     history, _ = run(policies()[name], DRIFT, Minimize("loss"), drifting, Limits(n_trials=27))
     history = replace(history, limits=Limits())
@@ -141,7 +145,7 @@ def test_a_proposal_is_a_pure_function_of_history_and_generator(name: str) -> No
     assert recommendations[0] == recommendations[1]
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "limits", [Limits(n_trials=5), Limits(budget=3.0), Limits(n_trials=30, budget=4.5), Limits(budget=0.9)]
 )
@@ -442,7 +446,7 @@ def assert_allowed(space: Space, config: Mapping[str, Any], scale: Scale) -> Non
     assert 8000 * config["batch_size"] <= scale["tokens"]
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_scale_is_asked_for_more_than_there_is_for_it(name: str) -> None:
     limits = Limits(n_trials=18, budget=5.0)
     history, proposals = run(policies()[name], SCARCE, Minimize("loss"), scarce, limits, seed=1)
