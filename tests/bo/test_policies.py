@@ -448,7 +448,7 @@ def assert_allowed(space: Space, config: Mapping[str, Any], scale: Scale) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_scale_is_asked_for_more_than_there_is_for_it(name: str) -> None:
-    limits = Limits(n_trials=18, budget=5.0)
+    limits = Limits(n_trials=28 if name == "ladder" else 18, budget=5.0)
     history, proposals = run(policies()[name], SCARCE, Minimize("loss"), scarce, limits, seed=1)
     assert len({proposal.scale for proposal in proposals}) >= (3 if name == "ladder" else 1)
     for proposal in proposals:

@@ -296,7 +296,7 @@ def test_a_proxy_is_charged_its_price():
     assert [space.cost(cell) for cell in BOWL.cells] == pytest.approx([1 / 70] * 4 + [1])
 
 
-@pytest.mark.parametrize("price", [None, 1 / 15])
+@pytest.mark.parametrize("price", [None, 1 / 40])
 def test_the_ladder_runs_and_pays_for_proxies_in_the_cells_of_the_table(price):
     space = BOWL.space(price)
     done = search(BOWL, space, Ladder(), [], 1, 1, 0.0)  # a cell that the table has not would be refused
