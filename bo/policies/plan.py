@@ -17,9 +17,9 @@ from search_spaces import Scale, Space
 
 #: A proxy dearer than this, in target runs, tells too little for its price.
 DEAREST = 1 / 8
-#: Cells to spread proxies over, and proxies a cell.
+#: Cells to spread proxies over; proxies a cell at least, where there are but three cells, and at most.
 CELLS = (5, 4, 3)
-LEAST, MOST = 6, 12
+LEAST, FEWEST, MOST = 6, 4, 12
 #: Target runs a coordinate that a search without proxies takes, and proxies a coordinate that save all but 1/e of them.
 ALONE, LASTING = 1.35, 8.0
 #: How many times what they cost proxies have to be expected to save; what those at one or two scales save at most.
@@ -34,10 +34,10 @@ def plan(space: Space, limits: Limits, proxy_cap: float, price: Price | None = N
     """How many proxies at which scales, and how many target runs the limits then leave.
 
     Proxies are spread over five cells, else four, else three, the cheapest that span the axes (fewer where there are no
-    more), six to twelve a cell, more in many dimensions. There are as many as leave most of what they are expected to
-    save, if that is at least twice what they cost, at most for `proxy_cap`, half of the budget and two thirds of the
-    trials, where a target run stays affordable. Else there are none, and the plan says why. price: a run each, by
-    default.
+    more), six to twelve a cell, at least four with three cells, more in many dimensions. There are as many as leave
+    most of what they are expected to save, if that is at least twice what they cost, at most for `proxy_cap`, half of
+    the budget and two thirds of the trials, where a target run stays affordable. Else there are none, and the plan says
+    why. price: a run each, by default.
     """
 
     def apart(cells: Sequence[Scale]) -> float:
@@ -81,8 +81,9 @@ def _proxies(space: Space, limits: Limits, proxy_cap: float, priced: Price) -> t
         affordable = int(min(most, runs // cells, spend * (1 + 1e-9) // price))
         gain = [saved(cells, each, d) for each in range(affordable + 1)]
         each = max(range(affordable + 1), key=lambda each: gain[each] - each * price)
-        dear = dear or affordable >= LEAST
-        if each >= LEAST and gain[each] >= PAYS * each * price:
+        least = LEAST if cells > min(CELLS) else FEWEST
+        dear = dear or affordable >= least
+        if each >= least and gain[each] >= PAYS * each * price:
             chosen = sorted(ranked[:cells], key=lambda cell: space.cost(cell))
             return tuple(cell for cell in chosen for _ in range(each)), None
     if dear:
