@@ -1,6 +1,6 @@
 """How many target runs until the best of a pool of real mixtures is found, given small runs of other mixtures?
 
-    python -m experiments.replay.regmix --tables DIR [--methods ours,law] [--pools 64,256] [--proxies 32,64]
+    python -m experiments.replay.regmix --tables DIR [--methods ours,law] [--pools 64,256] [--proxies 16,32,64]
                                         [--objectives 24] [--seeds 20] [--workers 1] [--report]
 
 DIR/regmix has the losses of language models on 13 domains over mixtures of 17 (arXiv 2407.01492). The target is 60M
@@ -212,9 +212,10 @@ class Rival:
 @lru_cache(maxsize=8)
 def process(method: str) -> Process:
     """A baseline in its own environment, for all its searches."""
-    python = Entry(method, "", BASELINES[method].environment, 0.0).python(default_folder())
+    environment = str(BASELINES[method].environment)
+    python = Entry(method, "", environment, 0.0).python(default_folder())
     if python is None:
-        raise SystemExit(f"{method} is absent: build its environment with python -m experiments.compare.environments")
+        raise SystemExit(f"{method} is absent; build it: python -m experiments.compare.environments {environment}")
     return Process(python, ["-m", "experiments.replay.regmix_baselines", method], limit=1e5)
 
 
@@ -292,7 +293,7 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, help="folder with regmix/")
     parser.add_argument("--methods", default=",".join([*OURS, *BASELINES]))
     parser.add_argument("--pools", default="64,256", help="sizes; one beyond the table is all of it")
-    parser.add_argument("--proxies", default="32,64")
+    parser.add_argument("--proxies", default="16,32,64")
     parser.add_argument("--objectives", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=20, help=f"{DEAR_SEEDS} of them for {', '.join(DEAR)}")
     parser.add_argument("--workers", type=int, default=1)
