@@ -83,7 +83,7 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
 )
 #: The package whose version names the method's.
 LIBRARIES = {"optuna": "optuna", "nevergrad": "nevergrad", "botorch": "botorch", "smac": "smac", "hebo": "HEBO"}
-LIBRARIES["ax"] = "ax-platform"
+LIBRARIES |= {"ax": "ax-platform", "lightgbm": "lightgbm"}
 
 
 def requirements(environment: str) -> Path:
