@@ -40,7 +40,7 @@ class Optimum:
     members: tuple[Composite, ...]
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """90% intervals of every number of the best configuration, in user units, by its path: `data.code`, say."""
+        """90% intervals of the numbers of the best configuration that vary, in user units, by their paths: `data.code`."""
         values: dict[str, list[float]] = {}
         for config in self.space.decode_all(self.points.numpy()):
             for path, value in leaves(self.space.to_json(config)):
@@ -48,7 +48,7 @@ class Optimum:
                     values.setdefault(path, []).append(float(value))
         half = len(self.points) / 2
         found = {path: np.quantile(each, [0.05, 0.95]) for path, each in values.items() if len(each) >= half}
-        return {path: (float(low), float(high)) for path, (low, high) in found.items()}
+        return {path: (float(low), float(high)) for path, (low, high) in found.items() if low < high}
 
     def cover(self, x: Tensor, count: int, rng: np.random.Generator) -> Tensor:
         """x (d,) and more points, count x d, of which the best is expected to be as good as can be.
