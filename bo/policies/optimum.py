@@ -40,7 +40,7 @@ class Optimum:
     members: tuple[Composite, ...]
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """90% intervals of the numbers of the best configuration that vary, in user units, by their paths: `data.code`."""
+        """90% intervals of the numbers that vary in the best configuration, in user units, by path: `data.code`."""
         values: dict[str, list[float]] = {}
         for config in self.space.decode_all(self.points.numpy()):
             for path, value in leaves(self.space.to_json(config)):
