@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "reported": ("trial", "attempt", "step", "metrics"),
     "branched": ("trial", "attempt", "scale", "metrics"),
-    "retried": ("trial", "attempt", "cause"),
+    "retried": ("trial", "attempt", "cause", "innocent?"),
     "finished": ("trial", "metrics", "seconds?"),
     "diverged": ("trial", "error", "metrics?", "seconds?"),
     "stopped": ("trial", "seconds?"),

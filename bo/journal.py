@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -120,6 +121,15 @@ def exists(folder: Path) -> bool:
         return False
     except OSError as error:
         raise JournalError(f"{folder / NAME} cannot be read ({error.strerror}).") from error
+
+
+def identity(folder: Path) -> str:
+    """What tells the study in `folder` apart from all others, wherever its folder is moved: 16 hexadecimal digits.
+
+    By its journal's first line; where there is none yet, by the folder's path.
+    """
+    first = (folder / NAME).open("rb").readline() if exists(folder) else str(folder.resolve()).encode()
+    return hashlib.sha256(first).hexdigest()[:16]
 
 
 def read(path: Path) -> tuple[list[Event], int]:

@@ -75,24 +75,43 @@ class Raised:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker is gone (killed, out of memory, node lost); the configuration is not to blame, so it is retried."""
+    """The worker is gone; nothing says that the configuration does not train, so it is retried.
+
+    innocent: the machine was taken away (node lost, preempted), so that it says nothing about the trial either; one
+    that was killed or ran out of memory may do so again.
+    """
 
     trial: int
     attempt: int
     cause: str
+    innocent: bool = False
 
 
 #: What a run says on its way, any number of times; all other messages are its last.
 Underway = Reported | Branched
 Message = Underway | Returned | Stopped | Raised | Lost
 Train = Callable[[Any], Mapping[str, float]]
+Deliver = Callable[[Sequence[Message]], None]
+"""Takes messages over: when it returns they are on the disk, and who kept them may forget them."""
 
 
 class Executor(Protocol):
-    """Runs trials somewhere. Its methods are called from one thread, the driver's."""
+    """Runs trials somewhere. Its methods are called from one thread, the driver's.
+
+    apart: whether trials run in other processes, so that the driver has time to think while they do.
+    """
+
+    apart: bool
 
     def open(self, train: Train, folder: Path) -> None:
         """Get ready to run `train` for the study in `folder` (absolute); called once, before the first submit."""
+
+    def attach(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        """Take up those of `trials`, left by an earlier driver, that still run here or have their end kept here.
+
+        They are from then on as if submitted; every other run of the study that is found is ended. Called once, after
+        `open`. Where no run outlives its driver there are none.
+        """
 
     def capacity(self) -> int:
         """How many more trials it would take now; 0 when it is busy."""
@@ -100,7 +119,7 @@ class Executor(Protocol):
     def submit(self, trial: Trial) -> None:
         """Start a trial, without waiting for its end."""
 
-    def wait(self, deliver: Callable[[Message], None], timeout: float) -> None:
+    def wait(self, deliver: Deliver, timeout: float) -> None:
         """Deliver what has happened; return once something was delivered, or after `timeout` seconds."""
 
     def stop(self, trial: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ Moment = Literal["started", "reported", "branched", "told", "failed", "stopped",
 Watch = Callable[[Moment, Trial], None]
 
 RETRIES = 3  # a worker that is lost more often takes its trial down with it: an out-of-memory run never fits
+TAKEN = 50  # machines that may be taken away from one trial
 # After so many failures in a row, and at least as many as ran at a time, it is the code or the machine and no config:
 HOPELESS = 3  # while there was no result,
 OUTAGE = 10  # and where there was.
@@ -64,6 +65,7 @@ def run(
     driver = _Driver(study, runs_it, watch or (lambda moment, trial: None))
     try:
         runs_it.open(train, study.folder.resolve())
+        driver.attach()
         return driver.drive(_Ending(study, hours, target, patience))
     finally:
         runs_it.close()
@@ -78,6 +80,11 @@ class _Driver:
         self.waiting = list(study.running)  # asked for, not submitted: what an earlier driver left, and retries
         self.most = 0  # trials that ran at a time
         self.failed: list[Trial] = []  # one after another, since the last result
+
+    def attach(self) -> None:
+        """Leave to the executor what still runs of an earlier driver."""
+        taken_up = {trial.id for trial in self.executor.attach(self.waiting)}
+        self.waiting = [trial for trial in self.waiting if trial.id not in taken_up]
 
     def drive(self, ending: _Ending) -> Reason:
         reason: Reason | None = None
@@ -121,8 +128,13 @@ class _Driver:
                 self.watch("started", trial)
         return reason
 
-    def deliver(self, message: Message) -> None:
-        """Put a message of the executor into the study; one of an attempt that is over is too late and is dropped."""
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Put messages of the executor into the study."""
+        for message in messages:
+            self.take(message)
+
+    def take(self, message: Message) -> None:
+        """Put one message into the study; one of an attempt that is over is too late and is dropped."""
         study, id = self.study, message.trial
         trial = study.trial(id)
         if trial.status != "running" or message.attempt != trial.attempt:
@@ -149,11 +161,15 @@ class _Driver:
                 study.stop(id, seconds)
             case Raised(error=error, traceback=traceback, diverged=diverged, seconds=seconds):
                 study.fail(id, error, diverged=diverged, traceback=traceback, seconds=seconds)
-            case Lost(cause=cause) if trial.attempt > RETRIES:
-                often = f"Its worker was lost {trial.attempt} times, the last time by {cause}"
-                study.fail(id, f"{often}; a run that needs more memory than there is ends so.")
-            case Lost(cause=cause):
-                self.waiting.append(study.retry(id, cause))
+            case Lost(cause=cause, innocent=innocent):
+                charged = trial.losses + (not innocent)
+                if charged > RETRIES:
+                    often = f"Its worker was lost {charged} times, the last time by {cause}"
+                    study.fail(id, f"{often}; a run that needs more memory than there is ends so.")
+                elif trial.attempt > TAKEN:
+                    study.fail(id, f"Its machine was taken away {trial.attempt} times, the last time by {cause}.")
+                else:
+                    self.waiting.append(study.retry(id, cause, innocent=innocent))
         now = study.trial(id)
         goes_on = now.status == "running" and isinstance(message, Underway)
         if isinstance(message, Underway) and (

@@ -128,7 +128,8 @@ def _branched(state: State, happened: Event) -> None:
 
 
 def _retried(state: State, happened: Event) -> None:
-    _update(state, happened, attempt=happened["attempt"])
+    losses = state.trials[happened["trial"]].losses + (not happened.get("innocent", False))
+    _update(state, happened, attempt=happened["attempt"], losses=losses)
 
 
 def _finished(state: State, happened: Event) -> None:

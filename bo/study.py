@@ -453,10 +453,13 @@ class Study:
         stored = self._stored(plain, f"Trial {id}")
         self._append(event("branched", trial=id, attempt=trial.attempt, scale=at.to_json(), metrics=stored))
 
-    def retry(self, id: int, cause: str) -> Trial:
-        """Record that a trial's worker was lost; it goes on from its checkpoint as its next attempt."""
+    def retry(self, id: int, cause: str, *, innocent: bool = False) -> Trial:
+        """Record that a trial's worker was lost; it goes on from its checkpoint as its next attempt.
+
+        innocent: its machine was taken away, which does not count against the trial.
+        """
         trial = self._running(id, "cannot be retried")
-        self._append(event("retried", trial=id, attempt=trial.attempt + 1, cause=cause))
+        self._append(event("retried", trial=id, attempt=trial.attempt + 1, cause=cause, innocent=innocent or None))
         return self.trial(id)
 
     def stop(self, id: int, seconds: float | None = None) -> Trial:

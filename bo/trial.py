@@ -49,6 +49,9 @@ class Trial:
     the finished run; `reports` those on the way. `study` names the other study that a run of source "prior" was made
     for, the same name for all its runs; it is None for runs of this study, those that were "added" to it too.
 
+    `attempt` counts from 1 and grows when a worker was lost; `losses` are those of them that count against the trial,
+    because it and not its machine may have been to blame.
+
     `branches` are results of the same configuration at smaller scales that the run has handed in, `wanted` the scales
     at which its policy asked for some.
     """
@@ -61,6 +64,7 @@ class Trial:
     cost: float = 1.0
     status: Status = "running"
     attempt: int = 1
+    losses: int = 0
     metrics: Mapping[str, float] | None = None
     reports: tuple[Report, ...] = ()
     error: str | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bo.ports import Message, Train, Underway
+from bo.ports import Deliver, Train, Underway
 from bo.study import trial_folder
 from bo.trial import Trial
 from bo.worker import execute
@@ -18,6 +18,8 @@ class InProcess:
     What the run prints stays on the terminal. clock: seconds, for the run times.
     """
 
+    apart = False
+
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._trial: Trial | None = None
@@ -25,6 +27,9 @@ class InProcess:
 
     def open(self, train: Train, folder: Path) -> None:
         self._train, self._folder = train, folder
+
+    def attach(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        return ()
 
     def capacity(self) -> int:
         return 0 if self._trial else 1
@@ -36,7 +41,7 @@ class InProcess:
             )
         self._trial, self._stopping = trial, False
 
-    def wait(self, deliver: Callable[[Message], None], timeout: float) -> None:
+    def wait(self, deliver: Deliver, timeout: float) -> None:
         """Runs the submitted trial to its end, however long that takes."""
         if self._trial is None:
             time.sleep(timeout)
@@ -47,7 +52,7 @@ class InProcess:
             nonlocal broken
             if broken is None:
                 try:
-                    deliver(message)
+                    deliver([message])
                 except Exception as error:  # the driver's own (a full disk): not the training function's to handle
                     broken = error
             return self._stopping or broken is not None
@@ -59,7 +64,7 @@ class InProcess:
             self._trial = None
         if broken is not None:
             raise broken
-        deliver(last)
+        deliver([last])
 
     def stop(self, trial: int) -> None:
         if self._trial is not None and self._trial.id == trial:

@@ -14,13 +14,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.connection import wait as wait_any
 from pathlib import Path
 from typing import NoReturn
 
-from bo.ports import Lost, Message, Train, Underway
+from bo.ports import Deliver, Lost, Message, Train, Underway
 from bo.trial import Trial
 from integrations.shipping import pack, run_packed
 
@@ -37,6 +37,8 @@ class ProcessPool:
     Numeric libraries get one thread a worker unless OMP_NUM_THREADS says otherwise.
     """
 
+    apart = True
+
     def __init__(self, workers: int | None = None) -> None:
         if workers is not None and (type(workers) is not int or workers < 1):
             raise ValueError(f"ProcessPool needs a whole number of workers of at least 1, got {workers!r}.")
@@ -46,6 +48,9 @@ class ProcessPool:
 
     def open(self, train: Train, folder: Path) -> None:
         self._packed, self._folder = pack(train), folder
+
+    def attach(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        return ()  # workers end with their driver
 
     def capacity(self) -> int:
         return self._size - len(self._busy)
@@ -58,18 +63,21 @@ class ProcessPool:
         self._busy[trial.id] = worker
         worker.tell(trial)
 
-    def wait(self, deliver: Callable[[Message], None], timeout: float) -> None:
+    def wait(self, deliver: Deliver, timeout: float) -> None:
         workers = {worker.connection: worker for worker in self._busy.values()}
+        messages: list[Message] = []
         for connection in wait_any(list(workers), timeout):
             worker = workers[connection]  # type: ignore[index]  # the stubs widen what wait() returns
-            for message in worker.messages():
-                if not isinstance(message, Underway):
-                    del self._busy[message.trial]
-                    if isinstance(message, Lost):
-                        worker.end()
-                    else:
-                        self._idle.append(worker)
-                deliver(message)
+            said = worker.messages()
+            messages += said
+            if not isinstance(said[-1], Underway):
+                del self._busy[said[-1].trial]
+                if isinstance(said[-1], Lost):
+                    worker.end()
+                else:
+                    self._idle.append(worker)
+        if messages:
+            deliver(messages)
 
     def stop(self, trial: int) -> None:
         if trial in self._busy:

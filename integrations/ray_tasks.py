@@ -13,7 +13,7 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bo.ports import Lost, Message, Raised, Train, Underway
+from bo.ports import Deliver, Lost, Message, Raised, Train, Underway
 from bo.trial import Trial
 from integrations.shipping import pack, run_packed
 
@@ -51,6 +51,8 @@ class RayTasks:
     resources: what a trial takes by the names of Ray's task options (`KINDS`), or a function of the trial that says so;
     by default one CPU, and where the cluster has GPUs one of those, or an equal share when there are more workers.
     """
+
+    apart = True
 
     def __init__(
         self, address: str | None = None, workers: int | None = None, resources: Resources | None = None
@@ -86,6 +88,9 @@ class RayTasks:
             except exceptions.RayError as error:
                 raise _unusable(self._address or os.environ["RAY_ADDRESS"], error) from error
 
+    def attach(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        return ()
+
     def capacity(self) -> int:
         if self._workers is not None:
             return self._workers - len(self._tasks)
@@ -116,7 +121,7 @@ class RayTasks:
         task = _run_trial.options(name=f"trial {trial.id}", **options, **environment)
         self._tasks[task.remote(self._packed, trial, self._folder, self._mailbox)] = (trial, needs)
 
-    def wait(self, deliver: Callable[[Message], None], timeout: float) -> None:
+    def wait(self, deliver: Deliver, timeout: float) -> None:
         pending = [*self._tasks, self._reports]
         if not ray.wait(pending, timeout=timeout)[0]:
             return
@@ -128,11 +133,10 @@ class RayTasks:
             if ended:  # and some of them after this collection
                 reports += ray.get(self._mailbox.drain.remote())
             self._reports = self._mailbox.collect.remote()
-            for report in reports:
-                deliver(report)
+            deliver(reports)
         for task in ended:
             trial, _ = self._tasks.pop(task)
-            deliver(_end(trial, task))
+            deliver([_end(trial, task)])
 
     def stop(self, trial: int) -> None:
         if any(trial == running.id for running, _ in self._tasks.values()):

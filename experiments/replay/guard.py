@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -140,6 +140,7 @@ class Target:
 
     tables: Path
     cell: Cell
+    _emulated: dict[Cell, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def problem(self) -> Problem:
@@ -153,7 +154,9 @@ class Target:
 
     def measured(self, cell: Cell) -> Surface:
         """A cell of a table; constant beyond where it was measured."""
-        inner = blackbox(self.tables).StepLaw(name(cell), cell[0], [cell[1:]])
+        if cell not in self._emulated:  # fitted again, it would differ in the tenth digit
+            self._emulated[cell] = blackbox(self.tables).StepLaw(name(cell), cell[0], [cell[1:]])
+        inner = self._emulated[cell]
         low, high = (np.log2([getattr(p, end) for p in inner.params]) for end in ("low", "high"))
         (emulator,) = inner.cells.values()
 

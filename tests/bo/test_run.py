@@ -226,8 +226,13 @@ def test_a_stop_request_ends_the_run_and_an_old_one_does_not(study):
 class Unlucky:
     """An executor whose worker is lost on each trial's first `losses` attempts; what remains is the real one's."""
 
-    def __init__(self, losses):
-        self.losses, self.inner, self.lost = losses, InProcess(), []
+    apart = True
+
+    def __init__(self, losses, innocent=False):
+        self.losses, self.inner, self.lost, self.innocent = losses, InProcess(), [], innocent
+
+    def attach(self, trials):
+        return ()
 
     def open(self, train, folder):
         self.inner.open(train, folder)
@@ -237,7 +242,7 @@ class Unlucky:
 
     def submit(self, trial: Trial):
         if trial.attempt <= self.losses:
-            self.lost.append(Lost(trial.id, trial.attempt, "signal 9"))
+            self.lost.append(Lost(trial.id, trial.attempt, "signal 9", self.innocent))
         else:
             self.inner.submit(trial)
 
@@ -246,10 +251,9 @@ class Unlucky:
             self.inner.wait(deliver, timeout)
             return
         message: Message = self.lost.pop()
-        deliver(message)
-        deliver(message)  # twice: late messages of an attempt that is over are dropped
-        deliver(Returned(message.trial, message.attempt, {"loss": -1.0}, 0.0))
-        deliver(Raised(message.trial, message.attempt, "late", "", False))
+        result = Returned(message.trial, message.attempt, {"loss": -1.0}, 0.0)
+        raised = Raised(message.trial, message.attempt, "late", "", False)
+        deliver([message, message, result, raised])  # late messages of an attempt that is over are dropped
 
     def stop(self, trial):
         self.inner.stop(trial)
@@ -270,11 +274,23 @@ def test_a_worker_that_is_lost_every_time_fails_its_trial(study):
         run(study, bowl, executor=Unlucky(99), n_trials=3)
 
 
+def test_a_machine_that_is_taken_away_does_not_count_against_its_trial(study):
+    run(study, bowl, executor=Unlucky(9, innocent=True), n_trials=1)
+
+    assert [(t.status, t.attempt, t.losses) for t in study.trials] == [("finished", 10, 0)]
+    assert Study.open(study.folder).trials == study.trials
+
+
 class Cursed:
     """An executor of two slots that loses trial 0 again and again; in every other the training function raises."""
 
+    apart = True
+
     def __init__(self):
         self.running = []
+
+    def attach(self, trials):
+        return ()
 
     def open(self, train, folder):
         pass
@@ -289,7 +305,7 @@ class Cursed:
         running, self.running = self.running, []
         for trial in running:
             lost = Lost(trial.id, trial.attempt, "signal 9")
-            deliver(lost if trial.id == 0 else Raised(trial.id, trial.attempt, "OSError: gone", "", False))
+            deliver([lost if trial.id == 0 else Raised(trial.id, trial.attempt, "OSError: gone", "", False)])
 
     def stop(self, trial):
         pass

@@ -94,7 +94,8 @@ def test_runs_of_a_source_are_at_the_same_configurations_whatever_it_is_and_mark
         assert all((run.study is None) == (way == "proxies") for run in runs)
         assert all((run.cost > 0) == (way == "proxies") for run in runs)
         assert all((run.scale == target.problem.space().top) == (way == "prior at the target") for run in runs)
-        assert [run.metrics for run in runs] == [run.metrics for run in given[kind, "prior"]]
+        same = [run.metrics["loss"] for run in given[kind, "prior"]]  # measured again: an emulator is no bit pattern
+        assert [run.metrics["loss"] for run in runs] == pytest.approx(same, rel=1e-6)
     small = given["negated", "prior"][0].scale
     assert target.problem.space().fidelity.relative_cost(small) == pytest.approx(1 / 16)
 

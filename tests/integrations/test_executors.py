@@ -65,9 +65,10 @@ def messages(executor, *trials, on_message=lambda message: None):
     """Everything the executor says until each trial has had its last message."""
     said = []
 
-    def deliver(message):
-        said.append(message)
-        on_message(message)
+    def deliver(messages):
+        for message in messages:
+            said.append(message)
+            on_message(message)
 
     for each in trials:
         executor.submit(each)
@@ -222,14 +223,14 @@ def test_capacity_counts_what_runs(name, opened):
         assert executor.capacity() == slots - id - 1
     said = []
     while len(said) < slots:
-        executor.wait(said.append, 0.2)
+        executor.wait(said.extend, 0.2)
     assert executor.capacity() == slots
 
 
 def test_wait_comes_back_when_nothing_happens(name, opened):
     executor = opened(name, lambda trial: {"loss": 0.0})
     start = time.monotonic()
-    executor.wait(lambda message: pytest.fail(f"nothing was submitted, but {message} came"), 0.1)
+    executor.wait(lambda messages: pytest.fail(f"nothing was submitted, but {messages} came"), 0.1)
     assert time.monotonic() - start < 5.0
 
 

@@ -35,7 +35,7 @@ def test_reports_are_delivered_while_it_runs(tmp_path):
 
     executor = opened(train, tmp_path)
     executor.submit(TRIAL)
-    executor.wait(delivered.append, 0.0)
+    executor.wait(delivered.extend, 0.0)
 
     assert seen == [Reported(0, 1, 0, {"loss": 1.0})]
 
@@ -67,7 +67,7 @@ def test_a_driver_that_cannot_take_a_report_is_not_the_training_functions_error(
                 pytest.fail("the training function sees an error of the driver")
         return {"loss": 0.0}
 
-    def deliver(message):
+    def deliver(messages):
         raise OSError("disk full")
 
     executor = opened(train, tmp_path)
@@ -86,5 +86,5 @@ def test_a_second_trial_is_refused_while_one_waits(tmp_path):
 def test_the_clock_is_the_one_it_was_given(tmp_path):
     executor, said = opened(lambda trial: {"loss": 0.0}, tmp_path, clock=iter([10.0, 12.5]).__next__), []
     executor.submit(TRIAL)
-    executor.wait(said.append, 0.0)
+    executor.wait(said.extend, 0.0)
     assert said == [Returned(0, 1, {"loss": 0.0}, 2.5)]

@@ -60,7 +60,7 @@ def last(executor, each):
     deadline = time.monotonic() + SECONDS
     while not said or isinstance(said[-1], Reported):
         assert time.monotonic() < deadline
-        executor.wait(said.append, 0.2)
+        executor.wait(said.extend, 0.2)
     return said[-1]
 
 

@@ -75,7 +75,7 @@ def finish(executor, said, n):
     deadline = time.monotonic() + SECONDS
     while sum(not isinstance(message, Reported) for message in said) < n:
         assert time.monotonic() < deadline, said
-        executor.wait(said.append, 0.2)
+        executor.wait(said.extend, 0.2)
 
 
 def script(tmp_path, wait):
@@ -137,7 +137,7 @@ def test_reports_go_on_when_the_mailbox_dies(opened, tmp_path, until):
 
     executor, said = opened(train, workers=1), []
     executor.submit(trial())
-    until(lambda: executor.wait(said.append, 0.1) or said)
+    until(lambda: executor.wait(said.extend, 0.1) or said)
     ray.kill(executor._mailbox, no_restart=False)
     for step in range(3):
         (tmp_path / f"go-{step}").touch()
@@ -268,12 +268,14 @@ for trial in trials:
     executor.submit(trial)
 assert executor.capacity() == 0
 
-def deliver(message):
-    said.append(message)
-    if isinstance(message, Lost):
-        executor.submit(Trial(id=message.trial, config={{}}, scale=Scale(), seed=0, source="sobol", attempt=2))
-    elif isinstance(message, Returned):
-        print("returned", message.trial, "attempt", message.attempt, "from a checkpoint", message.metrics["first"] > 0)
+def deliver(messages):
+    for message in messages:
+        said.append(message)
+        if isinstance(message, Lost):
+            executor.submit(Trial(id=message.trial, config={{}}, scale=Scale(), seed=0, source="sobol", attempt=2))
+        elif isinstance(message, Returned):
+            first = message.metrics["first"] > 0
+            print("returned", message.trial, "attempt", message.attempt, "from a checkpoint", first)
 
 while sum(isinstance(message, Returned) for message in said) < 2:
     executor.wait(deliver, 0.25)
