@@ -2,6 +2,9 @@
 
 A checkpoint is a zip archive: `tree.json` holds the nesting and every plain value, `<i>.npy` the arrays, `tensors.pt`
 the tensors (read back with `weights_only=True`). Nothing is pickled on the way in that could run code on the way out.
+
+Names say the attempt, then a number: a later attempt's are the newer ones, whatever an earlier attempt that is still
+alive somewhere (its machine was cut off) goes on to write.
 """
 
 from __future__ import annotations
@@ -10,20 +13,27 @@ import base64
 import io
 import json
 import os
+import re
 import secrets
+import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 
 KEPT = 2  # the newest, and the one before it in case a disk returns the newest damaged
 
 
-def save(folder: Path, state: Any) -> Path:
+Kind = Literal["checkpoint", "files"]  # of `trial.save`, and of `trial.checkpoint_dir`
+
+_NAME = re.compile(r"(checkpoint|files)-(?:(\d{3,})-)?(\d{6,})(?:\.zip)?")
+
+
+def save(folder: Path, state: Any, attempt: int = 1) -> Path:
     """Write `state` as the newest checkpoint in `folder`, atomically; returns its path.
 
     `state` may nest dictionaries, lists and tuples of None, booleans, numbers, strings, bytes, numpy arrays and torch
@@ -32,12 +42,11 @@ def save(folder: Path, state: Any) -> Path:
     arrays: list[np.ndarray[Any, Any]] = []
     tensors: list[Any] = []
     tree = _pack(state, "state", arrays, tensors)
-    folder.mkdir(parents=True, exist_ok=True)
-    number = max((_number(path) for path in _files(folder)), default=0) + 1
-    path = folder / f"checkpoint-{number:06d}.zip"
+    private_folder(folder)
+    path = folder / f"{_next(folder, 'checkpoint', attempt)}.zip"
     partial = folder / f".{path.name}.{secrets.token_hex(4)}"  # an orphan of a killed driver may still write
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "wb", opener=private) as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 archive.writestr("tree.json", json.dumps(tree))
                 for i, array in enumerate(arrays):
@@ -49,24 +58,102 @@ def save(folder: Path, state: Any) -> Path:
                     archive.writestr("tensors.pt", buffer.getvalue())
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o600)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(folder)
-    for old in sorted(_files(folder), key=_number)[:-KEPT]:
-        old.unlink(missing_ok=True)
+    for old in _there(folder, "checkpoint")[KEPT:]:
+        (folder / old).unlink(missing_ok=True)
     return path
 
 
 def load(folder: Path) -> Any:
     """The newest whole checkpoint in `folder`, or None; a damaged one is passed over with a warning."""
-    for path in sorted(_files(folder), key=_number, reverse=True):
+    for name in _there(folder, "checkpoint"):
         try:
-            return _read(path)
-        except (zipfile.BadZipFile, EOFError, json.JSONDecodeError, KeyError, ValueError, OSError) as error:
-            warnings.warn(f"Checkpoint {path} is damaged ({error}) and is passed over.", stacklevel=2)
+            return _read(folder / name)
+        except (MemoryError, ImportError):  # the machine is to blame
+            raise
+        except Exception as error:  # a damaged or foreign file fails in many ways
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"Checkpoint {folder / name} is damaged ({reason}) and is passed over.", stacklevel=2)
     return None
+
+
+def begin_files(folder: Path) -> Path:
+    """A folder to write files of any format into, at first a copy of the last one that was kept."""
+    fresh = folder / ".files-new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    if last := _there(folder, "files")[:1]:
+        shutil.copytree(folder / last[0], fresh)
+    else:
+        private_folder(fresh)
+    return fresh
+
+
+def keep_files(folder: Path, fresh: Path, attempt: int = 1) -> Path:
+    """Make `fresh` the newest folder of files in `folder`, by one renaming; returns its path."""
+    path = folder / _next(folder, "files", attempt)
+    fresh.rename(path)
+    sync_folder(folder)
+    for old in _there(folder, "files")[1:]:
+        shutil.rmtree(folder / old, ignore_errors=True)
+    return path
+
+
+def newest_first(names: Iterable[str], kind: Kind) -> list[str]:
+    """Those of `names` that are checkpoints of a kind, the newest first."""
+    ages = {name: age(name) for name in names if name.startswith(kind)}
+    return sorted((name for name in ages if ages[name] > (0, 0)), key=ages.__getitem__, reverse=True)
+
+
+def age(name: str) -> tuple[int, int]:
+    """Attempt and number that the name of a checkpoint says; zeros where it is none."""
+    found = _NAME.fullmatch(name)
+    return (int(found[2] or 0), int(found[3])) if found else (0, 0)
+
+
+def remove(folder: Path) -> None:
+    """Remove every checkpoint in `folder`; what else is there, the log, stays."""
+    for name in _there(folder, "checkpoint"):
+        (folder / name).unlink(missing_ok=True)
+    for name in _there(folder, "files"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for partial in (*folder.glob(".checkpoint-*"), *folder.glob(".files-*")):  # of killed processes
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def archive_folder(folder: Path, path: Path) -> None:
+    """Write the files in `folder` as the zip archive `path`."""
+    with open(path, "wb", opener=private) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for each in sorted(folder.rglob("*")):
+            archive.write(each, each.relative_to(folder))
+
+
+def unpack_folder(path: Path, folder: Path) -> None:
+    """Write what the zip archive `path` holds into the new folder `folder`.
+
+    Raises BadZipFile when it is damaged, ValueError when a member would land outside; then nothing is written.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            inside = PurePosixPath(member.filename)
+            if inside.is_absolute() or ".." in inside.parts or "\\" in member.filename:
+                raise ValueError(f"its member {member.filename!r} would land outside")
+        if torn := archive.testzip():
+            raise zipfile.BadZipFile(f"its member {torn!r} is damaged")
+        folder.mkdir(mode=0o700)
+        for member in archive.infolist():
+            place = folder / member.filename
+            if member.is_dir():
+                private_folder(place)
+                continue
+            private_folder(place.parent)
+            with archive.open(member) as source, open(place, "wb", opener=private) as target:
+                shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _read(path: Path) -> Any:
@@ -142,12 +229,29 @@ def _unpack(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]], tensors: list
     raise ValueError(f"unknown tag {tag!r}")
 
 
-def _files(folder: Path) -> list[Path]:
-    return list(folder.glob("checkpoint-*.zip"))
+def _there(folder: Path, kind: Kind) -> list[str]:
+    """Names of the checkpoints of a kind in `folder`, the newest first."""
+    try:
+        return newest_first(os.listdir(folder), kind)
+    except FileNotFoundError:
+        return []
 
 
-def _number(path: Path) -> int:
-    return int(path.stem.removeprefix("checkpoint-"))
+def _next(folder: Path, kind: Kind, attempt: int) -> str:
+    number = 1 + max((age(name)[1] for name in _there(folder, kind)), default=0)
+    return f"{kind}-{attempt:03d}-{number:06d}"
+
+
+def private(path: str, flags: int) -> int:
+    """Opens a file that only its owner may read, as an `opener` of `open`."""
+    return os.open(path, flags, 0o600)
+
+
+def private_folder(folder: Path) -> None:
+    """Make `folder` and those above it; each that is made is its owner's alone."""
+    if not folder.is_dir():
+        private_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 #: kind -> its members beside "n" (line number, from 1), "at" (clock, seconds) and "kind"; "?" marks optional ones.
 KINDS: dict[str, tuple[str, ...]] = {
-    "created": ("version", "space", "objective", "seed", "policy", "settings"),
+    "created": ("version", "space", "objective", "seed", "policy", "settings", "stopping?"),
     "training": ("file", "sha256", "args"),
     "limits": ("n_trials", "budget"),
     "enqueued": ("config", "scale"),
@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         *("trial", "config", "scale", "seed", "cost", "source", "seen"),
         *("predicted?", "memory?", "note?", "wanted?"),
     ),
-    "reported": ("trial", "attempt", "step", "metrics"),
+    "reported": ("trial", "attempt", "step", "metrics", "behind?"),
     "branched": ("trial", "attempt", "scale", "metrics"),
     "retried": ("trial", "attempt", "cause", "innocent?"),
     "finished": ("trial", "metrics", "seconds?"),

@@ -47,18 +47,33 @@ class Journal:
         self._file: int | None = None
         self._lock: int | None = None
         self._end = 0
+        self._staged: list[bytes] = []  # lines for the next commit
 
     def append(self, events: Sequence[Event]) -> list[Event]:
-        """Write events as the next lines and return them as read back, with "n" and "at".
+        """Write events as the next lines and return them as read back, with "n" and "at"; `stage`, then `commit`."""
+        fresh = self.stage(events)
+        self.commit()
+        return fresh
 
-        One write and one fsync for all. Raises StudyInUse when another process is the writer, JournalError when the
-        disk refuses; then nothing was appended, and a later append may succeed.
+    def stage(self, events: Sequence[Event]) -> list[Event]:
+        """Have events written as the next lines by the next `commit`; returns them as they will be read back."""
+        first = self.length + len(self._staged) + 1
+        lines = [to_line(first + i, self.clock(), happened) for i, happened in enumerate(events)]
+        self._staged += lines
+        return [from_line(line) for line in lines]
+
+    def commit(self) -> None:
+        """Put what was staged on the disk: one write and one fsync for all.
+
+        Raises StudyInUse when another process is the writer, JournalError when the disk refuses; then nothing of it was
+        appended, and a later append may succeed.
         """
+        lines, self._staged = self._staged, []
+        if not lines:
+            return
         self.lock()
         assert self._file is not None
-        first = self.length + 1
-        lines = [to_line(first + i, self.clock(), happened) for i, happened in enumerate(events)]
-        fresh, data = [from_line(line) for line in lines], b"".join(lines)
+        data = b"".join(lines)
         try:
             os.ftruncate(self._file, self._end)  # what an earlier refused write may have left
             written = 0
@@ -76,7 +91,13 @@ class Journal:
             self.close()
             raise
         self._end, self.length = self._end + len(data), self.length + len(lines)
-        return fresh
+
+    def reread(self) -> list[Event]:
+        """All that the file holds, after a commit that failed; nothing is appended before `length` is set to theirs."""
+        self.close()
+        self.length, self._staged = -1, []
+        events, _ = read(self.folder / NAME)
+        return events
 
     def close(self) -> None:
         """Let go of the file and the lock; the next append takes them again."""
@@ -128,7 +149,10 @@ def identity(folder: Path) -> str:
 
     By its journal's first line; where there is none yet, by the folder's path.
     """
-    first = (folder / NAME).open("rb").readline() if exists(folder) else str(folder.resolve()).encode()
+    first = str(folder.resolve()).encode()
+    if exists(folder):
+        with open(folder / NAME, "rb") as file:
+            first = file.readline()
     return hashlib.sha256(first).hexdigest()[:16]
 
 

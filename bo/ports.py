@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bo.objective import Objective
-from bo.trial import Trial
+from bo.trial import Trial, Trials
 from search_spaces import Scale, Space, stable_until
 
 # ------------------------------------------------------------------------------------------- what an executor says
@@ -154,11 +154,12 @@ class History:
     """All a policy may know: the journal up to line `seen`, folded.
 
     `memory` is what the policy's last proposal left for the next one (fitted hyperparameters, for a warm start).
+    It never changes, so that it may be looked at in another thread while the study goes on.
     """
 
     space: Space
     objective: Objective
-    trials: tuple[Trial, ...]
+    trials: Sequence[Trial]
     limits: Limits = Limits()
     seen: int = 0
     memory: Mapping[str, Any] = field(default_factory=dict)
@@ -166,7 +167,7 @@ class History:
     @property
     def spent(self) -> float:
         """Cost of every trial proposed so far, in runs at the top scale; runs made elsewhere cost nothing here."""
-        return sum(trial.cost for trial in self.trials if trial.source not in ELSEWHERE)
+        return sum(cost for source, (_, cost) in self._tally.items() if source not in ELSEWHERE)
 
     def affordable(self, runs: Sequence[Scale | Proposal]) -> int:
         """How many runs at these scales, or of these proposals, the limits still allow in this order."""
@@ -182,7 +183,16 @@ class History:
     @property
     def proposed(self) -> int:
         """Number of trials that count towards `limits.n_trials`."""
-        return sum(trial.source not in ELSEWHERE for trial in self.trials)
+        return sum(count for source, (count, _) in self._tally.items() if source not in ELSEWHERE)
+
+    def count(self, *sources: str) -> int:
+        """How many trials of these sources there are, whatever became of them."""
+        return sum(self._tally[source][0] for source in sources if source in self._tally)
+
+    @property
+    def _tally(self) -> Mapping[str, tuple[int, float]]:
+        """By source, kept by a study and counted where a history was made by hand."""
+        return (self.trials if isinstance(self.trials, Trials) else Trials(self.trials)).tally
 
     @property
     def own(self) -> tuple[Trial, ...]:
@@ -258,7 +268,8 @@ class Policy(Protocol):
     """Decides what to run next: a pure function of its settings, the history and the generator.
 
     It may have a method `check(space, objective)` too, with ValueError for settings that do not fit them, which
-    `Study.create` asks, and a method `plan(history)` that says what the study comes to.
+    `Study.create` asks, and a method `plan(history)` that says what the study comes to. `quick = True` says that it
+    proposes within milliseconds, whatever the history, so that nobody minds waiting for it.
     """
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> tuple[Proposal, ...]:
@@ -285,7 +296,7 @@ POLICIES: dict[str, str] = {
 EXECUTORS: dict[str, str] = {
     "in-process": "integrations.in_process:InProcess",
     "pool": "integrations.process_pool:ProcessPool",
-    "ray": "integrations.ray_tasks:RayTasks",
+    "ray": "integrations.ray_runner:RayRunner",
 }
 
 

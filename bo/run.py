@@ -1,28 +1,46 @@
-"""The loop that keeps an executor busy until the study's limits are reached."""
+"""The loop that keeps an executor busy until the study's limits are reached.
+
+    policy -> Draft.proposals -> study.adopt -> waiting -> executor.submit -> messages -> deliver -> study
+
+What arrives together goes to the disk together, and only then is it acknowledged and spoken of.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import math
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Literal
 
 from bo import journal, ports
+from bo.checkpoint import private, private_folder
 from bo.objective import Pareto
-from bo.ports import Branched, Executor, Lost, Message, Raised, Reported, Returned, Stopped, Train, Underway
-from bo.study import Study
+from bo.ports import Branched, Executor, Lost, Message, Proposal, Raised, Reported, Returned, Stopped, Train, Underway
+from bo.retention import Forget, Leading, Retention
+from bo.study import Draft, Study
 from bo.trial import Trial
 
 Reason = Literal["limits", "hours", "target", "patience", "stopped"]
 Moment = Literal["started", "reported", "branched", "told", "failed", "stopped", "retried"]
 Watch = Callable[[Moment, Trial], None]
+Clock = Callable[[], float]
 
 RETRIES = 3  # a worker that is lost more often takes its trial down with it: an out-of-memory run never fits
 TAKEN = 50  # machines that may be taken away from one trial
+BACK_OFF = 60.0  # seconds that a trial waits at most for its next attempt
 # After so many failures in a row, and at least as many as ran at a time, it is the code or the machine and no config:
 HOPELESS = 3  # while there was no result,
 OUTAGE = 10  # and where there was.
 POLL = 0.25  # seconds between looks at the executor and at requests from other terminals
+SOON = 0.02  # the same while workers are free and the policy is thinking
+QUICK = 0.01  # seconds that everything else may wait for a policy
+NOTICED = 0.001  # of its time that a worker may wait for a policy
 
 
 class TrainingBroken(Exception):
@@ -40,6 +58,9 @@ def run(
     target: float | None = None,
     patience: int | None = None,
     watch: Watch | None = None,
+    keep: str = "target",
+    forget: Forget | None = None,
+    clock: Clock = time.monotonic,
 ) -> Reason:
     """Run trials until a limit is reached; trials left running by an earlier driver go on from their checkpoints.
 
@@ -48,9 +69,13 @@ def run(
     n_trials, budget: totals of the study, at every scale together and in runs at the top scale; they are journaled, and
     a later call without them keeps them. hours: no trial starts later than this after the call. target: stop when the
     best objective, in the user's sign, is at least this good. patience: stop after this many told trials at the top
-    scale without a better one. watch: called with what happened and the trial, after it is on the disk.
+    scale without a better one. watch: called with what happened and the trial, after it is on the disk. keep: whose
+    checkpoints stay when a trial has ended, a name of `bo.retention.RULES`; forget: called with the trials whose
+    checkpoints are to go from a store as well. clock: seconds that never run backwards, for `hours` and for the waits
+    between the attempts of a trial.
 
-    Returns why it ended; the study is left open, and can be run again with larger limits. Raises ValueError for a wrong
+    Returns why it ended; the study is left open, and can be run again with larger limits. Trials that were asked for
+    and had not started stay so, and are the first of the next run. Raises ValueError for a wrong
     value, StudyInUse when another process drives the study, TrainingBroken when trial after trial fails, and
     KeyboardInterrupt as it came.
     """
@@ -62,91 +87,251 @@ def run(
     if limits == ports.Limits() and hours is None and target is None and patience is None:
         raise ValueError("run needs an end: give n_trials=, budget=, hours=, target= or patience=.")
     runs_it = ports.load(ports.EXECUTORS, executor, "executor")() if isinstance(executor, str) else executor
-    driver = _Driver(study, runs_it, watch or (lambda moment, trial: None))
+    retention = Retention(study, keep, forget)
+    ending = Ending(study, hours, target, patience, clock)
+    driver = Driver(study, runs_it, ending, watch, retention=retention, clock=clock)
     try:
+        retention.throughout()
         runs_it.open(train, study.folder.resolve())
-        driver.attach()
-        return driver.drive(_Ending(study, hours, target, patience))
+        return driver.drive()
     finally:
-        runs_it.close()
+        with contextlib.closing(driver.thinker):
+            runs_it.close()
         clear_requests(study.folder)
 
 
-class _Driver:
-    """Moves trials between a study and an executor; all of it can be told again from the journal."""
+class Thinker:
+    """Has a policy answer in a thread of its own, one question at a time."""
 
-    def __init__(self, study: Study, executor: Executor, watch: Watch) -> None:
-        self.study, self.executor, self.watch = study, executor, watch
-        self.waiting = list(study.running)  # asked for, not submitted: what an earlier driver left, and retries
-        self.most = 0  # trials that ran at a time
+    def __init__(self) -> None:
+        self._thread = futures.ThreadPoolExecutor(1, "policy")
+
+    def start(self, draft: Draft, clock: Clock) -> None:
+        self._answer = self._thread.submit(_timed, draft, clock)
+
+    def ready(self, patience: float) -> bool:
+        """Whether there is an answer, at the latest after so many seconds."""
+        return bool(futures.wait([self._answer], patience).done)
+
+    def answer(self) -> tuple[tuple[Proposal, ...], float]:
+        """The proposals, and the seconds they took; what the policy raised is raised here."""
+        return self._answer.result()
+
+    def close(self) -> None:
+        """Wait for the thread: a policy cannot be interrupted."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+def _timed(draft: Draft, clock: Clock) -> tuple[tuple[Proposal, ...], float]:
+    start = clock()
+    return draft.proposals(), clock() - start
+
+
+class Driver:
+    """Moves trials between a study and an executor; all of it can be told again from the journal.
+
+    While trials run in other processes the policy thinks in a thread, on a history that does not change, and what it
+    proposes is written by this loop. It is asked in the loop where nothing runs meanwhile, and where it is `quick`.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        executor: Executor,
+        ending: Ending,
+        watch: Watch | None = None,
+        *,
+        retention: Retention | None = None,
+        clock: Clock = time.monotonic,
+        thinker: Thinker | None = None,
+    ) -> None:
+        self.study, self.executor, self.ending, self.clock = study, executor, ending, clock
+        self.watch, self.retention = watch or (lambda moment, trial: None), retention
+        self.thinker = thinker or Thinker()
+        # Asked for and not on the executor, by the time from when on they may start: what an earlier driver left, what
+        # was asked for ahead of demand, and retries. A heap.
+        self.waiting = [(-math.inf, trial.id) for trial in study.running]
+        self.out: set[int] = set()  # on the executor
+        self.most = 0  # of them at a time
         self.failed: list[Trial] = []  # one after another, since the last result
+        self.trained = any(trial.told and trial.source not in ports.ELSEWHERE for trial in study.ended)
+        self.requests: set[str] = set()
+        self.draft: Draft | None = None  # what the policy is thinking about
+        self.took = 0.0  # seconds of its last answer
+        self.barren = -1  # the last line of a history to which it had nothing to add
+        self.ends: deque[float] = deque(maxlen=64)  # when the last trials came to theirs
 
-    def attach(self) -> None:
-        """Leave to the executor what still runs of an earlier driver."""
-        taken_up = {trial.id for trial in self.executor.attach(self.waiting)}
-        self.waiting = [trial for trial in self.waiting if trial.id not in taken_up]
-
-    def drive(self, ending: _Ending) -> Reason:
-        reason: Reason | None = None
-        while not stop_requested(self.study.folder):
-            reason = reason or ending.reason()
-            hopeless = len(self.failed) >= max(self.patience, self.most)
-            if not hopeless:
-                reason = self.fill(reason, ending)
-            if hopeless and len(self.study.running) == len(self.waiting):  # what ran has ended, and no more is started
+    def drive(self) -> Reason:
+        """Run until there is a reason not to; the executor has to be open."""
+        left = self.study.running
+        self.out = {trial.id for trial in self.executor.attach(left)}
+        self.most = len(self.out)
+        self.waiting = [(-math.inf, trial.id) for trial in left if trial.id not in self.out]
+        for id in filter(self.study.should_stop, self.out):  # decided, and the driver died before it was done
+            self.executor.stop(id)
+        self.quick = self.executor.apart and self.study.quick
+        while not self.asked_to_end():
+            reason = None if self.hopeless else self.fill()
+            if self.hopeless and not self.out:  # what ran has ended, and no more is started
                 raise _broken(self.failed)
-            if reason and not self.study.running:
+            if reason and not self.out:
                 return reason
-            self.most = max(self.most, len(self.study.running))
-            self.executor.wait(self.deliver, POLL)
-            for id in requested_stops(self.study.folder):
+            idle = self.draft is not None and self.executor.capacity()
+            self.executor.wait(self.deliver, SOON if idle else POLL)
+            for id in self.asked_to_stop():
                 self.executor.stop(id)
         self.executor.wait(self.deliver, 0.0)  # results that are there already
         return "stopped"
 
     @property
-    def patience(self) -> int:
-        """Failures in a row that are borne."""
-        trained = any(trial.told and trial.source not in ports.ELSEWHERE for trial in self.study.trials)
-        return OUTAGE if trained else HOPELESS
+    def hopeless(self) -> bool:
+        """Whether so many trials have failed one after another that no more are started."""
+        return len(self.failed) >= max(OUTAGE if self.trained else HOPELESS, self.most)
 
-    def fill(self, reason: Reason | None, ending: _Ending) -> Reason | None:
-        """Start trials while the executor takes them and nothing says to end; returns why no more are asked for."""
-        while self.executor.capacity() and not stop_requested(self.study.folder):
-            reason = reason or ending.reason()
-            if self.waiting:
-                trials: tuple[Trial, ...] = (self.waiting.pop(0),)
-            elif reason:
-                break
-            else:
-                trials = self.study.ask(1)
-            if not trials:
-                # What still runs may bring more to run, once it is told.
-                return reason if self.study.running else "limits"
-            for trial in trials:
+    def fill(self) -> Reason | None:
+        """Start trials while the executor takes them; returns why no more are started."""
+        while not (reason := self.ending.reason()) and (free := self.executor.capacity()):
+            if not (self.waiting and self.waiting[0][0] <= self.clock()):
+                self.think(free)
+                if not self.waiting and not self.out and self.draft is None:
+                    return "limits"
+            ready = list(self.ready(free))
+            for trial in ready:
                 self.executor.submit(trial)
+                self.out.add(trial.id)
                 self.watch("started", trial)
+            self.most = max(self.most, len(self.out))
+            if not ready:
+                break
+        if not reason and self.executor.apart and not self.quick:
+            self.think(0)
         return reason
 
-    def deliver(self, messages: Sequence[Message]) -> None:
-        """Put messages of the executor into the study."""
-        for message in messages:
-            self.take(message)
+    def ready(self, n: int) -> Iterator[Trial]:
+        """Up to `n` of those waiting whose time has come; they wait no more."""
+        now = self.clock()
+        while n and self.waiting and self.waiting[0][0] <= now:
+            id = heapq.heappop(self.waiting)[1]
+            if self.study.should_stop(id) or f"stop-{id}" in self.requests:
+                stopped = self.study.stop(id)
+                self.say("told" if stopped.told else "stopped", stopped)
+                continue
+            yield self.study.trial(id)
+            n -= 1
 
-    def take(self, message: Message) -> None:
+    def think(self, n: int) -> None:
+        """Ask for `n` trials that can start and for some ahead of demand; they wait once they are there."""
+        if queue := self.study.queue:  # before what the policy is thinking about, whose answer is void then
+            asked = self.study.ask(min(n, len(queue))) if n else ()
+            self.hold(asked)
+            if asked or self.draft is None:
+                return
+        if self.draft is None:
+            wanted = n + max(0, self.ahead() - len(self.waiting))
+            if not wanted or self.study.seen == self.barren or (draft := self.study.draft(wanted)) is None:
+                return
+            if self.quick or not (self.executor.apart and self.out):
+                self.adopt(draft, *_timed(draft, self.clock))
+                return
+            self.draft = draft
+            self.thinker.start(draft, self.clock)
+        if self.thinker.ready(QUICK):
+            draft, self.draft = self.draft, None
+            if not self.adopt(draft, *self.thinker.answer()):
+                self.think(n)
+
+    def adopt(self, draft: Draft, proposals: Sequence[Proposal], seconds: float) -> bool:
+        """Have an answer's trials wait; False where it is void, since others were made meanwhile."""
+        self.took = seconds
+        trials = self.study.adopt(draft, proposals)
+        if trials == ():
+            self.barren = draft.history.seen
+        self.hold(trials or ())
+        return trials is not None
+
+    def hold(self, trials: Sequence[Trial]) -> None:
+        now = self.clock()
+        for trial in trials:
+            heapq.heappush(self.waiting, (now, trial.id))
+
+    def ahead(self) -> int:
+        """How many trials to have waiting before a worker is free.
+
+        Twice as many as come to their end while the policy thinks, so that one answer is used up while it works on the
+        next, and at most a quarter of what runs at a time, since what is asked for later knows more. None where the
+        policy answers at once, or where workers would wait for it less than a thousandth of their time.
+        """
+        if self.took <= QUICK or len(self.ends) < 2:
+            return 0
+        rate = len(self.ends) / max(self.clock() - self.ends[0], 1e-9)
+        if rate * self.took < NOTICED * self.most:
+            return 0
+        return min(self.most // 4, math.ceil(2 * rate * self.took))
+
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Put messages of the executor into the study, with one write: when this returns they are on the disk."""
+        self.look()
+        heard = []
+        with self.study.together():
+            for message in messages:
+                if (moment := self.take(message)) is not None:
+                    heard.append((message, moment, self.study.trial(message.trial)))
+            if self.quick and not self.hopeless and not self.ending.reason():
+                # What takes the place of those that have ended goes to the disk in the same write.
+                ended = sum(not isinstance(message, Underway) for message, _, _ in heard)
+                self.think(max(0, ended - len(self.waiting)))
+        for message, moment, trial in heard:
+            if isinstance(message, Underway) and (
+                moment not in ("reported", "branched")
+                or self.study.should_stop(trial.id)
+                or "stop" in self.requests
+                or f"stop-{trial.id}" in self.requests
+            ):
+                self.executor.stop(trial.id)
+            self.say(moment, trial)
+
+    def say(self, moment: Moment, trial: Trial) -> None:
+        """Let others hear of what is on the disk."""
+        if self.retention is not None and moment in ("told", "failed", "stopped"):
+            self.retention.ended(trial)
+        self.watch(moment, trial)
+
+    def take(self, message: Message) -> Moment | None:
         """Put one message into the study; one of an attempt that is over is too late and is dropped."""
-        study, id = self.study, message.trial
-        trial = study.trial(id)
+        id = message.trial
+        trial = self.study.trial(id)
         if trial.status != "running" or message.attempt != trial.attempt:
-            return
+            return None
+        if isinstance(message, Stopped) and "stop" in self.requests and f"stop-{id}" not in self.requests:
+            self.out.discard(id)
+            return None  # the sweep ends, not the trial: it goes on when the study is resumed
+        try:
+            self.record(message, trial)
+        except ValueError as error:  # the training function's fault, and no reason to end all others
+            self.study.fail(id, str(error))
+        now = self.study.trial(id)
+        if now.status == "running" and isinstance(message, Underway):
+            return "reported" if isinstance(message, Reported) else "branched"
+        self.out.discard(id)
+        if now.status == "running":
+            return "retried"
+        self.ends.append(self.clock())
+        if now.told:
+            self.trained = True
+            self.failed.clear()
+            return "told"
+        if now.status == "stopped":
+            return "stopped"
+        self.failed.append(now)
+        return "failed"
+
+    def record(self, message: Message, trial: Trial) -> None:
+        study, id = self.study, trial.id
         match message:
             case Reported(step=step, metrics=metrics):
                 study.report(id, step, metrics)
             case Branched(scale=scale, metrics=metrics):
-                try:
-                    study.branch(id, scale, metrics)
-                except ValueError as error:  # the training function's, and no reason to end all others
-                    study.fail(id, str(error))
+                study.branch(id, scale, metrics)
             case Returned(metrics=metrics, seconds=seconds):
                 if absent := study.objective.missing(metrics):
                     has = f"it has {sorted(metrics)}"
@@ -155,8 +340,6 @@ class _Driver:
                     )
                 else:
                     study.tell(id, metrics, seconds)
-            case Stopped() if stop_requested(study.folder) and id not in requested_stops(study.folder):
-                return  # the sweep ends, not the trial: it goes on when the study is resumed
             case Stopped(seconds=seconds):
                 study.stop(id, seconds)
             case Raised(error=error, traceback=traceback, diverged=diverged, seconds=seconds):
@@ -169,24 +352,21 @@ class _Driver:
                 elif trial.attempt > TAKEN:
                     study.fail(id, f"Its machine was taken away {trial.attempt} times, the last time by {cause}.")
                 else:
-                    self.waiting.append(study.retry(id, cause, innocent=innocent))
-        now = study.trial(id)
-        goes_on = now.status == "running" and isinstance(message, Underway)
-        if isinstance(message, Underway) and (
-            not goes_on or stop_requested(study.folder) or id in requested_stops(study.folder)
-        ):
-            self.executor.stop(id)
-        if goes_on:
-            moment: Moment = "reported" if isinstance(message, Reported) else "branched"
-        elif now.status == "running":
-            moment = "retried"
-        else:
-            moment = "told" if now.told else "stopped" if now.status == "stopped" else "failed"
-        if moment == "failed":
-            self.failed.append(now)
-        elif moment == "told":
-            self.failed.clear()
-        self.watch(moment, now)
+                    study.retry(id, cause, innocent=innocent)
+                    pause = 0.0 if innocent and trial.attempt == 1 else min(BACK_OFF, 2.0 ** (trial.attempt - 1))
+                    heapq.heappush(self.waiting, (self.clock() + pause, id))
+
+    def look(self) -> None:
+        """Hear what other terminals ask of this driver."""
+        self.requests = _requests(self.study.folder)
+
+    def asked_to_end(self) -> bool:
+        self.look()
+        return "stop" in self.requests
+
+    def asked_to_stop(self) -> set[int]:
+        self.look()
+        return _named(self.requests)
 
 
 def _broken(failed: list[Trial]) -> TrainingBroken:
@@ -197,32 +377,41 @@ def _broken(failed: list[Trial]) -> TrainingBroken:
     )
 
 
-class _Ending:
+class Ending:
     """When to start no more trials."""
 
-    def __init__(self, study: Study, hours: float | None, target: float | None, patience: int | None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        hours: float | None = None,
+        target: float | None = None,
+        patience: int | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
         if target is not None and isinstance(study.objective, Pareto):
             raise ValueError("A front has no target; end the run by n_trials=, budget=, hours= or patience=.")
-        self.study, self.target, self.patience = study, target, patience
-        self.deadline = math.inf if hours is None else study.now() + 3600 * hours
+        self.study, self.target, self.patience, self.clock = study, target, patience, clock
+        self.deadline = math.inf if hours is None else clock() + 3600 * hours
+        self.heard = 0  # of the trials that have ended
+        self.leading = Leading(study)
+        self.later = 0  # told at the top scale since the last of these
 
     def reason(self) -> Reason | None:
-        if self.study.now() >= self.deadline:
+        if self.clock() >= self.deadline:
             return "hours"
         if self.target is None and self.patience is None:
             return None
+        ended = self.study.ended_after(self.heard)
+        self.heard += len(ended)
+        for trial in ended:
+            if trial.told and trial.source != "prior" and trial.scale == self.study.top:
+                self.later = 0 if self.leading.take(trial) else self.later + 1
         objective = self.study.objective
-        if isinstance(objective, Pareto):
-            leading = [trial.id for trial in self.study.front()]
-        else:
-            best = self.study.best()
-            if best and self.target is not None and objective.value(best.metrics or {}) <= objective.shown(self.target):
+        if self.target is not None and self.leading.trials:
+            assert not isinstance(objective, Pareto)
+            if objective.value(self.leading.trials[0].metrics or {}) <= objective.shown(self.target):
                 return "target"
-            leading = [best.id] if best else []
-        told = [trial for trial in self.study.ended if trial.told and trial.source != "prior"]
-        at_top = [trial.id for trial in told if trial.scale == self.study.top]
-        later = at_top[max((at_top.index(id) + 1 for id in leading), default=0) :]
-        return "patience" if self.patience is not None and len(later) >= self.patience else None
+        return "patience" if self.patience is not None and self.later >= self.patience else None
 
 
 # ------------------------------------------------------------------- requests from other terminals: files, not journal
@@ -232,8 +421,10 @@ class _Ending:
 def request_stop(folder: Path, trial: int | None = None) -> None:
     """Ask the driver of the study in `folder` to end, or to end one trial."""
     requests = folder / "requests"
-    requests.mkdir(exist_ok=True)
-    (requests / ("stop" if trial is None else f"stop-{trial}")).write_text(journal.driver(folder))
+    private_folder(requests)
+    name = "stop" if trial is None else f"stop-{trial}"
+    with open(requests / name, "w", encoding="utf-8", opener=private) as request:
+        request.write(journal.driver(folder))
 
 
 def stop_requested(folder: Path) -> bool:
@@ -241,15 +432,19 @@ def stop_requested(folder: Path) -> bool:
     return "stop" in _requests(folder)
 
 
-def requested_stops(folder: Path) -> set[int]:
-    """The trials that the present driver is asked to end."""
-    return {int(name.removeprefix("stop-")) for name in _requests(folder) if name != "stop"}
-
-
-def _requests(folder: Path) -> list[str]:
+def _requests(folder: Path) -> set[str]:
     """Names of the requests that are for the present driver; what was asked of an earlier one is over."""
-    driver = journal.driver(folder)
-    return [path.name for path in (folder / "requests").glob("stop*") if _text(path) == driver]
+    try:
+        names = os.listdir(folder / "requests")
+    except FileNotFoundError:
+        return set()
+    driver = journal.driver(folder) if names else ""
+    return {name for name in names if name.startswith("stop") and _text(folder / "requests" / name) == driver}
+
+
+def _named(requests: set[str]) -> set[int]:
+    """The trials that are asked to end."""
+    return {int(name.removeprefix("stop-")) for name in requests if name != "stop"}
 
 
 def _text(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from bo.events import Event, metrics_from_json
 from bo.objective import Objective
 from bo.ports import Limits
-from bo.trial import Branch, Report, Trial
+from bo.trial import Branch, Report, Trial, Trials
 from search_spaces import Scale, Space
 
 #: The study of prior runs in journals that do not name it.
@@ -18,22 +19,25 @@ UNNAMED = "another study"
 
 @dataclass
 class State:
-    """A fold of events; changed by `apply` alone.
+    """A fold of events; changed by `apply` alone, at a cost that does not grow with the trials there are.
 
-    `queue` holds the enqueued (config, scale) that were not proposed yet, `memory` what the policy's last proposal left
-    for the next, `training` the file a study was launched from, `ended` the trials in the order in which they ended,
-    `origins` what tells the runs of other studies apart, by trial, `seen` the number of the last line.
+    `running` holds the ids of trials without an end, in their order, `queue` the enqueued (config, scale) that were not
+    proposed yet, `memory` what the policy's last proposal left for the next, `training` the file a study was launched
+    from, `ended` the trials in the order in which they ended, `origins` what tells the runs of other studies apart, by
+    trial, `behind` the ids of running trials that the study's rule ends early, `seen` the number of the last line.
     """
 
     space: Space
     objective: Objective
-    trials: dict[int, Trial] = field(default_factory=dict)
+    trials: Trials = field(default_factory=Trials)
+    running: dict[int, None] = field(default_factory=dict)
     queue: list[tuple[Mapping[str, Any], Scale]] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
     memory: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
     ended: list[int] = field(default_factory=list)
     origins: dict[int, str] = field(default_factory=dict)
+    behind: set[int] = field(default_factory=set)
     seen: int = 0
     _scales: dict[Scale, Scale] = field(default_factory=dict, compare=False, repr=False)
     """Those that trials run at, each once: what is the same object is equal at once."""
@@ -82,7 +86,7 @@ def _proposed(state: State, happened: Event) -> None:
     if happened["source"] == "enqueued":
         state.queue.pop(0)
     state.memory = happened.get("memory", state.memory)
-    state.trials[happened["trial"]] = Trial(
+    trial = Trial(
         id=happened["trial"],
         config=state.space.from_json(happened["config"]),
         scale=state.scale(happened["scale"]),
@@ -93,10 +97,12 @@ def _proposed(state: State, happened: Event) -> None:
         note=happened.get("note"),
         wanted=tuple(map(state.scale, happened.get("wanted", ()))),
     )
+    state.trials = state.trials.put(trial)
+    state.running[trial.id] = None
 
 
 def _added(state: State, happened: Event) -> None:
-    state.trials[happened["trial"]] = Trial(
+    trial = Trial(
         id=happened["trial"],
         config=state.space.from_json(happened["config"]),
         scale=state.scale(happened["scale"]),
@@ -108,23 +114,30 @@ def _added(state: State, happened: Event) -> None:
         note=happened.get("note"),
         study=happened.get("study", UNNAMED) if happened.get("source") == "prior" else None,
     )
-    state.ended.append(happened["trial"])
+    state.trials = state.trials.put(trial)
+    state.ended.append(trial.id)
     if "origin" in happened:
         state.origins[happened["trial"]] = happened["origin"]
 
 
 def _reported(state: State, happened: Event) -> None:
-    trial = state.trials[happened["trial"]]
-    earlier = tuple(report for report in trial.reports if report.step < happened["step"])
     report = Report(happened["step"], metrics_from_json(happened["metrics"]))
-    state.trials[trial.id] = replace(trial, reports=(*earlier, report))
+    state.trials = state.trials.put(with_report(state.trials[happened["trial"]], report))
+    if happened.get("behind"):
+        state.behind.add(happened["trial"])
+
+
+def with_report(trial: Trial, report: Report) -> Trial:
+    """`trial` as it is once it has made this report, in the place of those of its step and after."""
+    earlier = trial.reports[: bisect_left(trial.reports, report.step, key=lambda earlier: earlier.step)]
+    return replace(trial, reports=(*earlier, report))
 
 
 def _branched(state: State, happened: Event) -> None:
     trial = state.trials[happened["trial"]]
     branch = Branch(state.scale(happened["scale"]), metrics_from_json(happened["metrics"]))
     others = tuple(other for other in trial.branches if other.scale != branch.scale)
-    state.trials[trial.id] = replace(trial, branches=(*others, branch))
+    state.trials = state.trials.put(replace(trial, branches=(*others, branch)))
 
 
 def _retried(state: State, happened: Event) -> None:
@@ -152,8 +165,10 @@ def _failed(state: State, happened: Event) -> None:
 
 def _update(state: State, happened: Event, **changes: Any) -> None:
     trial = state.trials[happened["trial"]]
-    state.trials[trial.id] = replace(trial, seconds=happened.get("seconds", trial.seconds), **changes)
+    state.trials = state.trials.put(replace(trial, seconds=happened.get("seconds", trial.seconds), **changes))
     if "status" in changes:
+        state.running.pop(trial.id, None)
+        state.behind.discard(trial.id)
         state.ended.append(trial.id)
 
 

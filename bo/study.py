@@ -9,7 +9,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,15 @@ import numpy as np
 from bo import journal as journals
 from bo import objective as objectives
 from bo import ports, state
+from bo import stopping as rules
+from bo.checkpoint import private_folder
 from bo.elsewhere import Run, Runs
 from bo.events import Event, event, metrics_to_json
 from bo.journal import Journal, JournalError
 from bo.objective import Function, Objective, Pareto
 from bo.ports import History, Limits, Plan, Policy, Proposal, Recommendation
-from bo.trial import Trial, results
+from bo.stopping import StoppingRule
+from bo.trial import Report, Trial, Trials, results
 from bo.worker import numbers, smaller, whole_step
 from search_spaces import MeasuredCost, Scale, Space, carry, carry_scales
 from search_spaces.codec import space_from_json, space_to_json
@@ -64,6 +69,22 @@ class Prior:
         return "\n".join(filter(None, lines))
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A question to a policy with all that its answer depends on, so that it may be asked in another thread.
+
+    That is what the journal held up to line `history.seen`, and random numbers by the number of trials there.
+    """
+
+    policy: Policy
+    history: History
+    n: int
+    seed: int
+
+    def proposals(self) -> tuple[Proposal, ...]:
+        return self.policy.propose(self.history, self.n, _generator(self.seed, len(self.history.trials)))
+
+
 class Study:
     """A search: its space, its objective and every trial of it, kept in a folder.
 
@@ -76,10 +97,12 @@ class Study:
         self.seed: int = header["seed"]
         self.policy_name: str = header["policy"]
         self.settings: Mapping[str, Any] = header["settings"]
+        self.stopping = rules.make(header["stopping"]) if "stopping" in header else None
         self._header = header
         self._journal = journal
         self._state = current
         self._loaded_policy: Policy | None = None
+        self._grouped = False  # whether changes wait for the end of `together`
 
     @classmethod
     def create(
@@ -91,12 +114,15 @@ class Study:
         seed: int = 0,
         policy: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        stopping: str | Mapping[str, Any] | StoppingRule | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Study:
         """A new study in the folder `path`, which is made.
 
         policy: a name of `bo.ports.POLICIES`; by default "ladder" where the space has a fidelity, "bayes" elsewhere.
         settings: keyword settings of that policy. clock: seconds since the epoch.
+        stopping: when runs end early, by default never: a name of `bo.stopping.RULES`, a dictionary with that "name"
+        and the settings of the rule, or the rule itself.
         Raises ValueError for a wrong value, JournalError when the folder holds a study already or cannot be written.
         """
         if not isinstance(space, Space):
@@ -116,9 +142,12 @@ class Study:
             check = getattr(_make_policy(policy, settings), "check", None)
             if check is not None:
                 check(space, objective)
+        rule = None if stopping is None else rules.make(stopping)
+        if rule is not None:
+            rule.check(objective)
         folder = Path(path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
         except OSError as error:
             raise JournalError(f"{folder} cannot be made ({error.strerror}); choose a folder you own.") from error
         if journals.exists(folder):
@@ -132,6 +161,7 @@ class Study:
             seed=seed,
             policy=policy,
             settings=dict(settings or {}),
+            stopping=None if rule is None else rules.to_json(rule),
         )
         events = journal.append([header])
         return cls(folder, events[0], space, journal, state.fold(space, objective, events))
@@ -146,6 +176,7 @@ class Study:
         seed: int = 0,
         policy: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        stopping: str | Mapping[str, Any] | StoppingRule | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Study:
         """The study in `path`, or a new one: what a script that may be killed and started again begins with.
@@ -154,13 +185,21 @@ class Study:
         """
         if not journals.exists(Path(path)):
             return cls.create(
-                path, space, objective=objective, seed=seed, policy=policy, settings=settings, clock=clock
+                path,
+                space,
+                objective=objective,
+                seed=seed,
+                policy=policy,
+                settings=settings,
+                stopping=stopping,
+                clock=clock,
             )
         study = cls.open(path, space=space, objective=objective, clock=clock)
         for name, given, was in (
             ("seed", seed, study.seed),
             ("policy", policy or study.policy_name, study.policy_name),
             ("settings", dict(settings or study.settings), dict(study.settings)),
+            ("stopping", study.stopping if stopping is None else rules.make(stopping), study.stopping),
         ):
             if given != was:
                 raise ValueError(f"{study.folder} was made with {name} {was!r}, not {given!r}; use a new folder.")
@@ -218,14 +257,14 @@ class Study:
         return self._state.objective
 
     @property
-    def trials(self) -> tuple[Trial, ...]:
-        """Every trial, in the order of its id."""
-        return tuple(self._state.trials.values())
+    def trials(self) -> Trials:
+        """Every trial, in the order of its id, as they are now."""
+        return self._state.trials
 
     @property
     def running(self) -> tuple[Trial, ...]:
         """Trials that were asked for and have no end yet."""
-        return tuple(trial for trial in self.trials if trial.status == "running")
+        return tuple(self._state.trials[id] for id in self._state.running)
 
     @property
     def queue(self) -> tuple[tuple[Mapping[str, Any], Scale], ...]:
@@ -235,6 +274,11 @@ class Study:
     @property
     def limits(self) -> Limits:
         return self._state.limits
+
+    @property
+    def seen(self) -> int:
+        """Number of the journal's last line."""
+        return self._state.seen
 
     @property
     def spent(self) -> float:
@@ -258,10 +302,14 @@ class Study:
     @property
     def ended(self) -> tuple[Trial, ...]:
         """Trials that have an end, in the order in which they came to it."""
-        return tuple(self._state.trials[id] for id in self._state.ended)
+        return self.ended_after(0)
+
+    def ended_after(self, n: int) -> tuple[Trial, ...]:
+        """Those of `ended` that came after the first `n` of them."""
+        return tuple(self._state.trials[id] for id in self._state.ended[n:])
 
     def trial(self, id: int) -> Trial:
-        if id not in self._state.trials:
+        if not (isinstance(id, (int, np.integer)) and 0 <= id < len(self.trials)):
             known = f"its trials are 0 to {len(self.trials) - 1}" if self.trials else "it has none yet"
             raise ValueError(f"{self.folder} has no trial {id!r}; {known}.")
         return self._state.trials[id]
@@ -311,14 +359,20 @@ class Study:
         return objectives.hypervolume(values, reference)
 
     def _candidates(self, objective: Objective) -> list[Trial]:
-        """Trials that may be the best by an objective: finished at the top scale, all numbers finite, limits kept."""
-        at_top = [t for t in self.trials if t.status == "finished" and t.scale == self.top and t.source != "prior"]
-        complete = [t for t in at_top if t.metrics and not objective.missing(t.metrics)]
-        return [
-            t
-            for t in complete
-            if all(map(math.isfinite, objective.values(t.metrics or {}))) and objective.feasible(t.metrics or {})
-        ]
+        """Trials that may be the best by an objective, but for what the space forbids."""
+        return [trial for trial in self.trials if self._measured(trial, objective)]
+
+    def _measured(self, trial: Trial, objective: Objective) -> bool:
+        """Whether it has finished at the top scale with all numbers there, finite, and all limits kept."""
+        metrics = trial.metrics
+        if trial.status != "finished" or trial.source == "prior" or trial.scale != self.top or not metrics:
+            return False
+        there = not objective.missing(metrics) and all(map(math.isfinite, objective.values(metrics)))
+        return there and objective.feasible(metrics)
+
+    def contends(self, trial: Trial) -> bool:
+        """Whether the trial may be the best, or one of the front."""
+        return self._measured(trial, self.objective) and self._is_allowed(trial)
 
     def _is_allowed(self, trial: Trial) -> bool:
         """Whether the space allows the trial's configuration at the top scale: added ones may break what it forbids."""
@@ -340,6 +394,10 @@ class Study:
             )
         return MeasuredCost.fit(runs)
 
+    def should_stop(self, id: int) -> bool:
+        """Whether the study's rule ends a running trial early; decided once, with each report, and in the journal."""
+        return self.trial(id).id in self._state.behind
+
     def history(self) -> History:
         """What a policy gets to see now."""
         now = self._state
@@ -352,7 +410,7 @@ class Study:
         """
         target = self.space.fidelity.target if self.space.fidelity else None
         at = self._state.scale(target if scale is None else scale)
-        return self._policy().recommend(self.history(), at, self._rng(len(self.trials)), tried)
+        return self._policy().recommend(self.history(), at, _generator(self.seed, len(self.trials)), tried)
 
     def plan(self, limits: Limits | None = None) -> Plan | None:
         """How many runs where the study comes to under its limits, or others; None where its policy makes no plan."""
@@ -376,13 +434,60 @@ class Study:
         """Up to `n` trials to run: enqueued ones first, then the policy's. Fewer, or none, where limits are reached."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"ask needs a whole number of at least 1, got {n!r}.")
-        queued = [Proposal(config, scale, "enqueued") for config, scale in self.queue[:n]]
+        queued = [Proposal(config, scale, "enqueued") for config, scale in self._state.queue[:n]]
         trials = self._propose(queued)
-        if len(trials) < len(queued):
+        left = n - len(trials)
+        if len(trials) < len(queued) or not left or (draft := self.draft(left)) is None:
             return trials
-        if left := n - len(trials):
-            trials += self._propose(self._policy().propose(self.history(), left, self._rng(len(self.trials))))
-        return trials
+        return trials + (self.adopt(draft, draft.proposals()) or ())
+
+    @property
+    def quick(self) -> bool:
+        """Whether its policy says that it proposes within milliseconds, whatever it has seen."""
+        return getattr(self._policy(), "quick", False)
+
+    def draft(self, n: int) -> Draft | None:
+        """What asking the policy for `n` trials comes to, for `Draft.proposals` to be called anywhere.
+
+        None where the study has all the trials that its limits allow.
+        """
+        history = self.history()
+        if history.limits.n_trials is not None and history.proposed >= history.limits.n_trials:
+            return None
+        return Draft(self._policy(), history, n, self.seed)
+
+    def adopt(self, draft: Draft, proposals: Sequence[Proposal]) -> tuple[Trial, ...] | None:
+        """The trials that a draft's proposals become; None where others were made since it was, so that it is void.
+
+        What else has happened since does no harm: a proposal names the line of the journal up to which it looked.
+        """
+        if len(self.trials) != len(draft.history.trials):
+            return None
+        return self._propose(proposals, draft.history.seen)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Put all changes that are made within on the disk at its end, with one write; only then do they count.
+
+        JournalError when the disk refuses: then none of them was made. What was changed before any other error stays,
+        and after one, Ctrl-C too, the study is again what the disk holds.
+        """
+        if self._grouped:
+            yield
+            return
+        self._grouped = True
+        whole = False
+        try:
+            try:
+                yield
+            finally:
+                self._journal.commit()
+            whole = True
+        finally:
+            self._grouped = False
+            if not whole:  # what the disk holds is true, whatever was in the making
+                self._state = state.fold(self.space, self.objective, self._journal.reread())
+                self._journal.length = self._state.seen
 
     def tell(self, id: int, metrics: Mapping[str, float], seconds: float | None = None) -> Trial:
         """Record the result of a trial.
@@ -426,13 +531,20 @@ class Study:
         return self.trial(id)
 
     def report(self, id: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of a running trial at a step; what is recorded already is not written again."""
+        """Record metrics of a running trial at a step; what is recorded already is not written again.
+
+        The study's rule is asked whether it ends the trial early; `should_stop` has the answer.
+        """
         trial, plain = self._running(id, "reports nothing more"), numbers(metrics, f"Trial {id}")
         step = whole_step(step, f"Trial {id}")
-        if any(earlier.step == step and _same(earlier.metrics, plain) for earlier in trial.reports):
+        at = bisect_left(trial.reports, step, key=lambda earlier: earlier.step)
+        if at < len(trial.reports) and trial.reports[at].step == step and _same(trial.reports[at].metrics, plain):
             return
         stored = self._stored(plain, f"Trial {id}")
-        self._append(event("reported", trial=id, attempt=trial.attempt, step=step, metrics=stored))
+        now = state.with_report(trial, Report(step, plain))
+        behind = self.stopping is not None and self.stopping.decide(now, self.trials, self.objective)
+        words = {"trial": id, "attempt": trial.attempt, "step": step, "metrics": stored, "behind": behind or None}
+        self._append(event("reported", **words))
 
     def branch(self, id: int, scale: Mapping[str, float | str], metrics: Mapping[str, float]) -> None:
         """Record what the configuration of a running trial gives at a smaller scale, for the model to learn from.
@@ -463,9 +575,14 @@ class Study:
         return self.trial(id)
 
     def stop(self, id: int, seconds: float | None = None) -> Trial:
-        """Record that a run was ended early: it keeps its reports and has no result."""
-        self._running(id, "cannot be stopped")
-        seconds = _seconds(seconds)
+        """Record that a run was ended early: it keeps its reports and has no result.
+
+        One whose last report has a metric that the objective names and that is not finite is recorded as diverged.
+        """
+        trial, seconds = self._running(id, "cannot be stopped"), _seconds(seconds)
+        last = trial.reports[-1].metrics if trial.reports else {}
+        if not all(math.isfinite(last[name]) for name in self.objective.metrics if name in last):
+            return self.tell(id, {**dict.fromkeys(self.objective.metrics, math.nan), **last}, seconds)
         self._append(event("stopped", trial=id, seconds=seconds))
         return self.trial(id)
 
@@ -590,6 +707,7 @@ class Study:
             if trial.status == "finished" and (absent := better.missing(trial.metrics or {})):
                 raise ValueError(f"Trial {trial.id} has no metric {absent}, which the new objective names.")
         same: dict[str, Any] = {"seed": self.seed, "policy": self.policy_name, "settings": self.settings}
+        same["stopping"] = self.stopping
         new = Study.create(path, self.space, objective=better, **same | arguments)
         runs = self.runs()
         new._append(
@@ -617,8 +735,9 @@ class Study:
     # ------------------------------------------------------------------------------------------------- within
 
     def _append(self, *events: Event) -> None:
-        for happened in self._journal.append(events):
-            state.apply(self._state, happened)
+        with self.together():
+            for happened in self._journal.stage(events):
+                state.apply(self._state, happened)
 
     def _refuse_unchecked(self) -> None:
         """ValueError while a predicate is not at hand: a configuration it forbids would end all later asking."""
@@ -687,8 +806,9 @@ class Study:
             log.warning("%s reported %s=%s; it is stored as null.", who, name, metrics[name])
         return stored
 
-    def _propose(self, proposals: Sequence[Proposal]) -> tuple[Trial, ...]:
-        first, seen = len(self.trials), self._state.seen
+    def _propose(self, proposals: Sequence[Proposal], seen: int | None = None) -> tuple[Trial, ...]:
+        """Trials of proposals that looked at the journal up to line `seen`, by default all of it."""
+        first, seen = len(self.trials), self.seen if seen is None else seen
         proposals = proposals[: self.history().affordable(proposals)]
         events = [
             event(
@@ -696,7 +816,7 @@ class Study:
                 trial=first + i,
                 config=self.space.at(proposal.scale).to_json(proposal.config),
                 scale=proposal.scale.to_json(),
-                seed=int(self._rng(first + i, 1).integers(2**31)),
+                seed=int(_generator(self.seed, first + i, 1).integers(2**31)),
                 cost=proposal.cost(self.space),
                 source=proposal.source,
                 seen=seen,
@@ -711,10 +831,6 @@ class Study:
             self._append(*events)
         return self.trials[first:]
 
-    def _rng(self, id: int, stream: int = 0) -> np.random.Generator:
-        """Random numbers for trial `id`: stream 0 to propose it, stream 1 for its own seed."""
-        return np.random.default_rng(np.random.SeedSequence((self.seed, id, stream)))
-
     def _policy(self) -> Policy:
         if self._loaded_policy is None:
             self._loaded_policy = _make_policy(self.policy_name, self.settings)
@@ -725,6 +841,11 @@ class Study:
         if trial.status != "running":
             raise ValueError(f"Trial {id} is {trial.status} already and {so}.")
         return trial
+
+
+def _generator(seed: int, id: int, stream: int = 0) -> np.random.Generator:
+    """Random numbers for trial `id` of a study with this seed: stream 0 to propose it, stream 1 for its own seed."""
+    return np.random.default_rng(np.random.SeedSequence((seed, id, stream)))
 
 
 def _make_policy(name: str, settings: Mapping[str, Any]) -> Policy:

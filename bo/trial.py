@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, overload
 
 from search_spaces import Scale
 
@@ -23,7 +24,7 @@ class Diverged(Exception):
     """May be raised by a training function: this configuration does not train (loss not finite, or above its start)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """Metrics of a run at one of its steps."""
 
@@ -31,7 +32,7 @@ class Report:
     metrics: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Branch:
     """What a run has handed in, on its way, as the result of its configuration at a smaller scale."""
 
@@ -39,7 +40,7 @@ class Branch:
     metrics: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
     """A record of one trial; immutable, replaced as its study learns more.
 
@@ -86,6 +87,67 @@ class Trial:
         """The scales at which a branch is wanted and has not been handed in."""
         there = {branch.scale for branch in self.branches}
         return tuple(scale for scale in self.wanted if scale not in there)
+
+
+class Trials(Sequence[Trial]):
+    """Trials in a row that never change: `put` gives another row that shares all but a piece of this one.
+
+    So a history can be handed out at any moment, to any thread, at a cost that hardly grows with the number of trials.
+    """
+
+    __slots__ = ("_length", "_pieces", "tally")
+    PIECE = 256
+
+    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+        row = tuple(trials)
+        self._pieces = tuple(row[at : at + self.PIECE] for at in range(0, len(row), self.PIECE))
+        self._length = len(row)
+        self.tally: Mapping[str, tuple[int, float]] = {}
+        """How many there are of each source, and what they cost together."""
+        for trial in row:
+            self.tally = _counted(self.tally, trial)
+
+    def put(self, trial: Trial) -> Trials:
+        """These with `trial` in the place of its id, or at the end where that is the next."""
+        which, at = divmod(trial.id, self.PIECE)
+        made = object.__new__(Trials)
+        piece = self._pieces[which] if which < len(self._pieces) else ()
+        made._pieces = (*self._pieces[:which], (*piece[:at], trial, *piece[at + 1 :]), *self._pieces[which + 1 :])
+        fresh = trial.id == self._length
+        made._length = self._length + fresh
+        made.tally = _counted(self.tally, trial) if fresh else self.tally  # neither source nor cost ever changes
+        return made
+
+    @overload
+    def __getitem__(self, at: int) -> Trial: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Trial, ...]: ...
+    def __getitem__(self, at: int | slice) -> Trial | tuple[Trial, ...]:
+        if isinstance(at, slice):
+            return tuple(self[i] for i in range(*at.indices(self._length)))
+        if not -self._length <= at < self._length:
+            raise IndexError(f"There are {self._length} trials and no trial {at}.")
+        which, place = divmod(at % self._length, self.PIECE)
+        return self._pieces[which][place]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Trial]:
+        return chain.from_iterable(self._pieces)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of what holds dictionaries
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+def _counted(tally: Mapping[str, tuple[int, float]], trial: Trial) -> Mapping[str, tuple[int, float]]:
+    count, cost = tally.get(trial.source, (0, 0.0))
+    return {**tally, trial.source: (count + 1, cost + trial.cost)}
 
 
 def results(trials: Iterable[Trial]) -> list[Trial]:

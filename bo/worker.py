@@ -5,21 +5,38 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import shutil
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bo import checkpoint
-from bo.ports import Branched, Message, Raised, Reported, Returned, Stopped, Train, Underway
+from bo.ports import Branched, Lost, Message, Raised, Reported, Returned, Stopped, Train, Underway
 from bo.trial import Diverged, StopTrial, Trial
 from search_spaces import Scale
 from search_spaces.parameter import is_number
+
+MOST = 1_000_000  # bytes of metrics at a time, as text: they are numbers to go by, and stay in the journal for good
+ERROR, TRACEBACK = 2_000, 50_000  # characters of an error that are kept
+
+
+class Keeper(Protocol):
+    """Keeps a trial's checkpoints where other machines find them."""
+
+    def fetch(self, folder: Path) -> None:
+        """Bring the newest checkpoints into `folder`, unless it has them; raises OutOfReach."""
+
+    def keep(self, path: Path) -> None:
+        """Keep a checkpoint that was just written: a file of `trial.save`, a folder of `trial.checkpoint_dir`."""
+
+
+class OutOfReach(Exception):
+    """What a worker needs does not answer: no fault of the trial, which is retried. Says what, after "lost by"."""
 
 
 class RunningTrial:
@@ -29,10 +46,14 @@ class RunningTrial:
     was lost, `folder` is the trial's own.
     """
 
-    def __init__(self, trial: Trial, folder: Path, send: Callable[[Underway], bool]) -> None:
+    def __init__(
+        self, trial: Trial, folder: Path, send: Callable[[Underway], bool], keeper: Keeper | None = None
+    ) -> None:
         self._trial = copy.deepcopy(trial)  # a run may change its config; in process the study must not see that
         self._send = send
         self._awaited = trial.awaited
+        self._keeper = keeper
+        self._turn, self._over = threading.Lock(), False  # a run may report from several threads
         self.folder = folder
 
     @property
@@ -61,7 +82,7 @@ class RunningTrial:
         Raises StopTrial when this run is to end early, ValueError when `step` or a metric is not a number.
         """
         step = whole_step(step, "trial.report")
-        if self._send(Reported(self.id, self.attempt, step, numbers(metrics, "trial.report"))):
+        if self._say(Reported(self.id, self.attempt, step, numbers(metrics, "trial.report"))):
             raise StopTrial(f"Trial {self.id} was asked to end at step {step}.")
 
     @property
@@ -83,13 +104,25 @@ class RunningTrial:
         """
         scale = smaller(self.scale, axes, "trial.branch")
         plain = numbers(metrics, "trial.branch")
-        if self._send(Branched(self.id, self.attempt, scale, plain)):
+        if self._say(Branched(self.id, self.attempt, scale, plain)):
             raise StopTrial(f"Trial {self.id} was asked to end at its branch {scale}.")
         self._awaited = tuple(other for other in self._awaited if other != scale)
 
+    def _say(self, message: Underway) -> bool:
+        """Hand a message over, one at a time; whether the run is to end, as one is that has ended already."""
+        with self._turn:
+            return self._over or self._send(message)
+
+    def end(self) -> None:
+        """Say nothing more: the training function is over, whatever its threads still do."""
+        with self._turn:
+            self._over = True
+
     def save(self, state: Any) -> None:
         """Store `state` as this trial's newest checkpoint, whole or not at all (see `bo.checkpoint.save`)."""
-        checkpoint.save(self.folder, state)
+        path = checkpoint.save(self.folder, state, self.attempt)
+        if self._keeper is not None:
+            self._keeper.keep(path)
 
     def load(self) -> Any:
         """The newest checkpoint that `save` stored, or None when there is none."""
@@ -98,20 +131,11 @@ class RunningTrial:
     @contextlib.contextmanager
     def checkpoint_dir(self) -> Iterator[Path]:
         """A folder for files of any format, at first a copy of the last one; a block that raises changes nothing."""
-        current, fresh, old = (self.folder / name for name in ("checkpoint", ".checkpoint-new", ".checkpoint-old"))
-        if old.exists() and not current.exists():  # killed between the two renames below
-            old.rename(current)
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-        if current.exists():
-            shutil.copytree(current, fresh)
-        else:
-            fresh.mkdir(parents=True)
+        fresh = checkpoint.begin_files(self.folder)
         yield fresh
-        if current.exists():
-            current.rename(old)
-        fresh.rename(current)
-        shutil.rmtree(old, ignore_errors=True)
+        path = checkpoint.keep_files(self.folder, fresh, self.attempt)
+        if self._keeper is not None:
+            self._keeper.keep(path)
 
 
 def execute(
@@ -121,27 +145,38 @@ def execute(
     send: Callable[[Underway], bool],
     log: bool,
     clock: Callable[[], float] = time.perf_counter,
+    keeper: Keeper | None = None,
 ) -> Message:
     """Run one trial and turn whatever happens into its final message; only KeyboardInterrupt passes.
 
     folder: the trial's own, made here. send: hands over what is said underway and says whether the run is to end.
     log: whether what the run prints goes to `folder/log.txt` instead of the terminal. clock: seconds, for the run time.
+    keeper: where its checkpoints are kept beside the folder.
     """
     start = clock()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.private_folder(folder)
         with _logged(folder / "log.txt") if log else contextlib.nullcontext():
-            result = train(RunningTrial(trial, folder, send))
+            if keeper is not None:
+                keeper.fetch(folder)
+            running = RunningTrial(trial, folder, send, keeper)
+            try:
+                result = train(running)
+            finally:
+                running.end()
         return Returned(trial.id, trial.attempt, numbers(result, "The training function"), clock() - start)
     except StopTrial:
         return Stopped(trial.id, trial.attempt, clock() - start)
+    except OutOfReach as error:
+        return Lost(trial.id, trial.attempt, str(error), innocent=True)
     except (Exception, SystemExit) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if isinstance(error, Diverged):
             message = lines[0] if lines else "the training function raised Diverged"
-        seconds = clock() - start
-        return Raised(trial.id, trial.attempt, message, traceback.format_exc(), isinstance(error, Diverged), seconds)
+        seconds, text = clock() - start, traceback.format_exc()
+        diverged = isinstance(error, Diverged)
+        return Raised(trial.id, trial.attempt, message[:ERROR], text[-TRACEBACK:], diverged, seconds)
 
 
 def whole_step(step: object, who: str) -> int:
@@ -181,13 +216,18 @@ def numbers(metrics: object, who: str) -> dict[str, float]:
             plain[name] = float(number)
         except OverflowError:
             plain[name] = math.inf if number > 0 else -math.inf
+    if (size := sum(map(len, plain)) + 25 * len(plain)) > MOST:
+        raise ValueError(
+            f"{who} must give metrics of at most {MOST:,} bytes at a time, got {len(plain):,} of about {size:,}; "
+            "report what the search goes by, and write the rest to a file in trial.folder."
+        )
     return plain
 
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     with (
-        open(path, "a", buffering=1, encoding="utf-8") as file,
+        open(path, "a", buffering=1, encoding="utf-8", opener=checkpoint.private) as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
         warnings.catch_warnings(),

@@ -4,8 +4,7 @@
     python -m experiments.show_space FILE [-- ARGS]      # the space of your own training file
     python -m experiments.show_space --out DIR --samples 60 --seed 0
 
-Schedules are drawn by family, mixtures as stacked shares, a sample a bar, numbers and options as histograms. Needs
-matplotlib: `pip install windtunnel[plots]`.
+Schedules are drawn by family, mixtures as stacked shares, a sample a bar, numbers and options as histograms.
 """
 
 from __future__ import annotations

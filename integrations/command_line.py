@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import platform
-import re
 import secrets
 import shlex
 import subprocess
@@ -26,17 +25,22 @@ from typing import Any
 import numpy as np
 
 from bo import Function, JournalError, Pareto, Study, TrainingBroken, Trial, journal, ports, run
+from bo.checkpoint import private
 from bo.events import metrics_to_json
 from bo.ports import Executor
+from bo.retention import RULES
 from bo.run import request_stop
-from integrations import prior_files
+from integrations import doctor, prior_files
 from integrations.describe import best_words, config_table, number, open_words, plan_words, scale_words, status, summary
+from integrations.journal_mirror import Mirror, fetched
+from integrations.masking import masked_words, secrets_among
 from integrations.progress import Progress
+from integrations.store import Store
 from integrations.training_file import Loaded, TrainingFile
 
 DIAGNOSED = "diagnostics.json"  # what `windtunnel diagnose` found, in the study's folder
 KEPT = "training_file.py"  # the training file as it was run, in the study's folder
-SECRET = re.compile(r"^-.*(token|key|secret|password)", re.IGNORECASE)
+RUNS = "runs.jsonl"  # how each run was started, in the study's folder
 REASONS = {
     "limits": "The limits are reached.",
     "hours": "The hours are over.",
@@ -91,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--plan", action="store_true", help="print what would be run where, and run nothing")
     again = add("resume", "go on with the study in DIR from where it is", _resume)
     again.add_argument("dir", metavar="DIR", type=Path)
+    again.add_argument("--file", metavar="FILE", type=Path, help="the training file, where it is not where it was")
     for command in (start, again):
         command.add_argument("--trials", type=int, metavar="N", help="total number of trials, at every scale together")
         command.add_argument("--budget", type=float, metavar="B", help="total compute, in runs at the target scale")
@@ -106,6 +111,13 @@ def parser() -> argparse.ArgumentParser:
             metavar="ADDRESS",
             help="a running Ray cluster (default: RAY_ADDRESS, else a local one for this run)",
         )
+        command.add_argument(
+            "--store", metavar="URL", help="keep checkpoints and a copy of the journal there (s3://...)"
+        )
+        command.add_argument(
+            "--keep", choices=sorted(RULES), default="target", help="whose checkpoints stay at their end"
+        )
+        command.add_argument("--isolate", action="store_true", help="with ray: a process of its own for every trial")
         command.add_argument("--accept-changes", action="store_true", help="go on although FILE has changed")
 
     for name, what, command_of in (
@@ -113,10 +125,14 @@ def parser() -> argparse.ArgumentParser:
         ("best", "the best told configuration, or the front of several objectives", _best),
         ("recommend", "the configuration that the model believes best, tried or not", _recommend),
         ("diagnose", "how well the model of the study in DIR predicts, and what matters", _diagnose),
+        ("report", "write what the study in DIR found and cost as one HTML page", _report),
+        ("doctor", "look for what is wrong with the study in DIR, or would stop it", _doctor),
         ("stop", "end the driver of the study in DIR, or one of its trials", _stop),
     ):
         command = add(name, what, command_of)
         command.add_argument("dir", metavar="DIR", type=Path)
+        if name not in ("stop", "doctor"):
+            command.add_argument("--file", metavar="FILE", type=Path, help="run FILE for the functions that DIR needs")
         if name in ("best", "recommend"):
             command.add_argument("--json", action="store_true", help="print JSON")
         if name == "recommend":
@@ -133,9 +149,15 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     file = TrainingFile(options.file, options.args)
+    if hidden := secrets_among(file.args):
+        raise ValueError(
+            f"The arguments of {file.path} hold what looks like a secret ({' '.join(hidden)}), and the journal would "
+            "keep them; hand it to the training function in an environment variable."
+        )
     loaded = file.load()
     folder = options.study or Path("studies") / options.file.stem
     executor = _executor(options, loaded)
+    _fetch(options, folder)
     there = Study.open(folder) if journal.exists(folder) else None
     if there and there.training is not None:
         _check_unchanged(file, folder, there.training, options)
@@ -149,7 +171,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan:
         return _plan(loaded, policy, settings, there, limits, baseline)
     with Study.open_or_create(
-        folder, loaded.space, objective=objective, seed=seed, policy=policy, settings=settings
+        folder,
+        loaded.space,
+        objective=objective,
+        seed=seed,
+        policy=policy,
+        settings=settings,
+        stopping=loaded.stopping,
     ) as study:
         study.lock()
         print(
@@ -189,10 +217,14 @@ def _plan(
 def _resume(options: argparse.Namespace) -> int:
     if options.args:
         raise ValueError("resume takes no -- ARGS; the study remembers those it was launched with.")
+    _fetch(options, options.dir)
     recorded = Study.open(options.dir).training
     if recorded is None:
         raise ValueError(f"{options.dir} was not launched by `windtunnel run FILE`; run it with its FILE and --study.")
-    file = TrainingFile(Path(recorded["file"]), tuple(recorded["args"]))
+    path = options.file or Path(recorded["file"])
+    if not path.is_file():
+        raise ValueError(f"The training file {path} is not on this machine; say where it is by --file FILE.")
+    file = TrainingFile(path, tuple(recorded["args"]))
     _check_unchanged(file, options.dir, recorded, options)
     loaded = file.load()
     executor = _executor(options, loaded)
@@ -212,8 +244,10 @@ def _drive(
 ) -> int:
     """Run a study that this process drives already."""
     study.launched_from(str(file.path), file.sha256, file.args)
-    (study.folder / KEPT).write_bytes(file.source)
-    _note_run(study.folder, file.path)
+    with open(study.folder / KEPT, "wb", opener=private) as kept:
+        kept.write(file.source)
+    _remind(study.folder, options)
+    _note_run(study.folder, file.path, _how(options))
     if baseline is not None and not study.trials and not study.queue:
         study.enqueue(baseline)
     if (prepare := file.load().prepare) is not None:
@@ -222,20 +256,26 @@ def _drive(
         print(plan_words(planned))
     progress = Progress(study)
     try:
-        reason = run(
-            study,
-            file.train,
-            executor=executor,
-            n_trials=limits.n_trials,
-            budget=limits.budget,
-            hours=options.hours,
-            target=options.target,
-            patience=options.patience,
-            watch=progress,
-        )
+        with contextlib.ExitStack() as mirrored:
+            mirror = mirrored.enter_context(Mirror(study.folder, Store(options.store))) if options.store else None
+            reason = run(
+                study,
+                file.train,
+                executor=executor,
+                n_trials=limits.n_trials,
+                budget=limits.budget,
+                hours=options.hours,
+                target=options.target,
+                patience=options.patience,
+                watch=progress,
+                keep=options.keep,
+                forget=None if mirror is None else mirror.forget,
+            )
     except KeyboardInterrupt:
         progress.close()
-        print(f"\nInterrupted; every result is safe. windtunnel resume {study.folder}{_how(options)} goes on.")
+        print(
+            f"\nInterrupted; every result is safe. windtunnel resume {study.folder}{_how(options, ends=True)} goes on."
+        )
         return 130
     finally:
         progress.close()
@@ -259,24 +299,57 @@ def _executor(options: argparse.Namespace, loaded: Loaded) -> Executor:
     """The executor asked for, with those of the options that it takes."""
     made = ports.load(ports.EXECUTORS, options.executor, "executor")
     takes = inspect.signature(made).parameters
-    given = {"address": options.ray, "workers": options.workers}
-    for name, option in (("address", "--ray"), ("workers", "--workers")):
-        if given[name] is not None and name not in takes:
-            raise ValueError(f"{option} {given[name]} does not go with --executor {options.executor}.")
+    given: dict[str, Any] = {"address": options.ray, "workers": options.workers, "isolate": options.isolate or None}
+    for name, value in given.items():
+        if value is not None and name not in takes:
+            option = "--ray" if name == "address" else f"--{name}"
+            words = option if value is True else f"{option} {value}"
+            raise ValueError(f"{words} does not go with --executor {options.executor}.")
+    given["store"] = Store(options.store) if options.store else None
     given["resources"] = loaded.resources
     executor: Executor = made(**{name: value for name, value in given.items() if name in takes})
     return executor
 
 
-def _how(options: argparse.Namespace) -> str:
-    """The options that a resume has to repeat, as words."""
+def _fetch(options: argparse.Namespace, folder: Path) -> None:
+    """Where the folder has no study and the store has one, it was moved here."""
+    if options.store and fetched(Store(options.store), folder):
+        print(f"{folder} is fetched from {Store(options.store)}.")
+
+
+def _how(options: argparse.Namespace, ends: bool = False) -> str:
+    """The options that a resume has to repeat, as words; ends: also those of when to end, of which none is journaled."""
     default = options.executor == "ray"
     words = [
         ("--executor", None if default else options.executor),
         ("--ray", options.ray),
         ("--workers", options.workers),
+        ("--store", options.store and Store(options.store)),
+        ("--keep", None if options.keep == "target" else options.keep),
+        ("--isolate", "" if options.isolate else None),
     ]
-    return "".join(f" {option} {value}" for option, value in words if value is not None)
+    if ends:
+        words += [("--hours", options.hours), ("--target", options.target), ("--patience", options.patience)]
+    return "".join(
+        f" {option} {shlex.quote(str(value))}" if value != "" else f" {option}"
+        for option, value in words
+        if value is not None
+    )
+
+
+def _last_how(folder: Path) -> str:
+    """The options that a resume of the study in `folder` has to repeat; nothing where they are not known."""
+    try:
+        return str(json.loads((folder / RUNS).read_text(encoding="utf-8").splitlines()[-1])["resume"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def _remind(folder: Path, options: argparse.Namespace) -> None:
+    """Say which options the last run had that this one has not: a study may leave its store or cluster unawares."""
+    before, now = _last_how(folder), shlex.split(_how(options))
+    if lacking := [word for word in shlex.split(before) if word.startswith("--") and word not in now]:
+        print(f"The last run had {', '.join(lacking)}, this one has not; as before: windtunnel resume {folder}{before}")
 
 
 def _check_unchanged(
@@ -303,7 +376,7 @@ def _diff(file: TrainingFile, kept: Path) -> str:
     return "its content differs:\n" + "\n".join(lines[:20])
 
 
-def _note_run(folder: Path, file: Path) -> None:
+def _note_run(folder: Path, file: Path, how: str) -> None:
     """Add versions, commit and command line to `runs.jsonl`; not to the journal, since they decide nothing."""
     versions = {}
     for package in ("windtunnel", "numpy", "torch", "botorch", "ray"):
@@ -317,26 +390,15 @@ def _note_run(folder: Path, file: Path) -> None:
         commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     note = {
         "at": time.time(),
-        "command": [Path(sys.argv[0]).name, *_without_secrets(sys.argv[1:])],
+        "command": [Path(sys.argv[0]).name, *masked_words(sys.argv[1:])],
+        "resume": how,
         "commit": commit or None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
     }
-    with open(folder / "runs.jsonl", "a", encoding="utf-8") as runs:
+    with open(folder / RUNS, "a", encoding="utf-8", opener=private) as runs:
         runs.write(json.dumps(note) + "\n")
-
-
-def _without_secrets(words: Sequence[str]) -> list[str]:
-    """Words of a command line, with what looks like the value of a secret masked."""
-    masked: list[str] = []
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if equals and SECRET.search(name):
-            masked.append(f"{name}=***")
-        else:
-            masked.append("***" if masked and SECRET.search(masked[-1]) and "=" not in masked[-1] else word)
-    return masked
 
 
 # ------------------------------------------------------------------------------------- status, best, recommend, stop
@@ -347,13 +409,13 @@ def _status(options: argparse.Namespace) -> int:
     study = Study.open(options.dir)
     if isinstance(study.objective, Function):
         with contextlib.suppress(ValueError):  # where things stand is told without it, too
-            study = _with_functions(options.dir)
+            study = _with_functions(options)
     print(status(study, driver))
     return 0
 
 
 def _best(options: argparse.Namespace) -> int:
-    study = _with_functions(options.dir)
+    study = _with_functions(options)
 
     def plain(trial: Trial) -> dict[str, Any]:
         metrics = metrics_to_json(trial.metrics or {}, ())
@@ -370,7 +432,7 @@ def _best(options: argparse.Namespace) -> int:
 
 
 def _recommend(options: argparse.Namespace) -> int:
-    study = _with_functions(options.dir)
+    study = _with_functions(options)
     if isinstance(study.objective, Pareto):
         many = len(study.objective.parts)
         raise ValueError(
@@ -402,7 +464,7 @@ def _recommend(options: argparse.Namespace) -> int:
 def _diagnose(options: argparse.Namespace) -> int:
     from bo import analysis  # torch, which no other command that only looks needs
 
-    study = _with_functions(options.dir)
+    study = _with_functions(options)
     fidelity = study.space.fidelity
     if options.at and fidelity is None:
         raise ValueError(f"--at {options.at} names a scale, but the space of {options.dir} has none; leave it out.")
@@ -419,7 +481,8 @@ def _diagnose(options: argparse.Namespace) -> int:
     partial = kept.with_name(f".{kept.name}.{secrets.token_hex(4)}")
     try:
         text = json.dumps(stored if isinstance(objective, Pareto) else stored[0], indent=1)
-        partial.write_text(text + "\n", encoding="utf-8")
+        with open(partial, "w", encoding="utf-8", opener=private) as file:
+            file.write(text + "\n")
         os.replace(partial, kept)
     finally:
         partial.unlink(missing_ok=True)
@@ -429,14 +492,36 @@ def _diagnose(options: argparse.Namespace) -> int:
     return 0
 
 
-def _with_functions(folder: Path) -> Study:
-    """The study; functions among its constraints are taken from the file it was run with, and known by their hash."""
-    study = Study.open(folder)
-    lacking = study.space.lacking or (isinstance(study.objective, Function) and study.objective.lacking)
-    if not lacking or study.training is None:
+def _report(options: argparse.Namespace) -> int:
+    from integrations import report  # draws, which no other command needs
+
+    study = _with_functions(options)
+    path = report.write(study, report.load_diagnosed(options.dir / DIAGNOSED))
+    print(f"{path} has the report; open it in a browser.")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    found = doctor.examine(options.dir)
+    for each in found:
+        print(f"{each.verdict:<5} {each.words}")
+    return 1 if any(each.verdict == "bad" for each in found) else 0
+
+
+def _with_functions(options: argparse.Namespace) -> Study:
+    """The study; functions among its constraints and objectives are those of --file, known by their hash.
+
+    Never of the file that the journal names: whoever made a study could have its reader run anything.
+    """
+    study = Study.open(options.dir)
+    if options.file is None:
+        needed = study.space.lacking if options.command is not _best else ()
+        if needed or (isinstance(study.objective, Function) and study.objective.lacking):
+            where = f", such as {study.training['file']}" if study.training else ""
+            raise ValueError(f"{options.dir} needs functions of its training file; name it by --file FILE{where}.")
         return study
-    loaded = TrainingFile(Path(study.training["file"]), tuple(study.training["args"])).load()
-    return Study.open(folder, space=loaded.space, objective=loaded.objective)
+    loaded = TrainingFile(options.file, tuple(study.training["args"]) if study.training else ()).load()
+    return Study.open(options.dir, space=loaded.space, objective=loaded.objective)
 
 
 def _scale(text: str) -> dict[str, float | str]:
@@ -469,7 +554,7 @@ def _stop(options: argparse.Namespace) -> int:
         return 0
     for _ in range(240):
         if not journal.in_use(options.dir):
-            print(f"Stopped; windtunnel resume {options.dir} goes on.")
+            print(f"Stopped; windtunnel resume {options.dir}{_last_how(options.dir)} goes on.")
             return 0
         time.sleep(0.25)
     print(f"Asked to stop; {journal.holder(options.dir)} still ends its work.")

@@ -25,12 +25,12 @@ def read_csv(
 ) -> Runs:
     """The runs of a file whose first line names its columns.
 
-    metrics: columns with results; a NaN or infinite one is of a run that diverged. axes: which columns are scale axes.
-    config: columns that are parameters; by default all others. names: names of columns -> ours, by which metrics, axes
-    and config are given then. An empty cell is no value. Parts of a value have columns of their own, `data/code` and
-    `data/docs` of a mixture `data`. Runs are known by their line.
+    metrics: columns with results; a NaN or infinite one is of a run that diverged. axes: which columns are scale axes,
+    as far as they are there. config: columns that are parameters; by default all others. names: names of columns ->
+    ours, by which metrics, axes and config are given then. An empty cell is no value. Parts of a value have columns of
+    their own, `data/code` and `data/docs` of a mixture `data`. Runs are known by their line.
 
-    ValueError when there is no such file, a column is not there, or no line holds a run.
+    ValueError when there is no such file, a column of metrics or config is not there, or no line holds a run.
     """
     file = foreign_runs.existing(Path(path), "a CSV file")
     rows: list[Run] = []

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from bo import AtMost, Function, Pareto, Study, Trial, WeightedSum
-from bo.objective import Single
+from bo import AtMost, Function, Maximize, Minimize, Pareto, Study, Trial, WeightedSum
+from bo.objective import Objective, Single
 from bo.ports import ELSEWHERE, Plan, Recommendation
 from search_spaces import Curve, Scale, SwitchedMixture
 
@@ -179,7 +179,7 @@ def best_words(study: Study) -> str:
     if isinstance(study.objective, Pareto):
         if not (front := front_lines(study)):
             return f"{study.folder} has no front: {nothing_words(study)}."
-        return "\n".join([f"Front of {study.folder} ({_parts_words(study.objective)}):", *front])
+        return "\n".join([f"Front of {study.folder} ({objective_name(study.objective)}):", *front])
     best = study.best()
     if best is None and study.objective.subject_to:
         return f"{study.folder} has no best trial: {nothing_words(study)}."
@@ -265,16 +265,18 @@ def _front_summary(study: Study, objective: Pareto) -> list[str]:
     """The front and its volume."""
     if not (front := front_lines(study)):
         return [f"No front: {nothing_words(study)}."]
-    return [f"Front ({_parts_words(objective)}), hypervolume {number(study.hypervolume())}:", *front]
+    return [f"Front ({objective_name(objective)}), hypervolume {number(study.hypervolume())}:", *front]
 
 
-def _parts_words(objective: Pareto) -> str:
-    """What the columns of a front are: the metrics, and which way is better."""
-    words = []
-    for part in objective.parts:
-        names = " + ".join(f"{number(w)} {name}" for name, w in part.weights.items())
-        words.append(names if isinstance(part, WeightedSum) else f"{type(part).__name__.lower()} {part.metric}")
-    return " / ".join(words)
+def objective_name(objective: Objective) -> str:
+    """What is looked for: the metrics, and which way is better."""
+    if isinstance(objective, Pareto):
+        return " / ".join(map(objective_name, objective.parts))
+    if isinstance(objective, WeightedSum):
+        return " + ".join(f"{number(w)} {name}" for name, w in objective.weights.items())
+    if isinstance(objective, (Minimize, Maximize)):
+        return f"{type(objective).__name__.lower()} {objective.metric}"
+    return str(objective)
 
 
 def _proxy_words(study: Study) -> list[str]:

@@ -10,18 +10,20 @@ from bo.ports import Deliver, Train, Underway
 from bo.study import trial_folder
 from bo.trial import Trial
 from bo.worker import execute
+from integrations.store import Store
+from integrations.trial_store import TrialStore
 
 
 class InProcess:
     """An executor with one slot: `wait` runs the submitted trial in the calling thread, where a debugger sees it.
 
-    What the run prints stays on the terminal. clock: seconds, for the run times.
+    What the run prints stays on the terminal. clock: seconds, for the run times. store: keeps trials' checkpoints.
     """
 
     apart = False
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, store: Store | None = None) -> None:
+        self._clock, self._store = clock, store
         self._trial: Trial | None = None
         self._stopping = False
 
@@ -59,7 +61,8 @@ class InProcess:
 
         try:
             folder = trial_folder(self._folder, trial.id)
-            last = execute(self._train, trial, folder, send, log=False, clock=self._clock)
+            keeper = TrialStore(self._store, trial) if self._store else None
+            last = execute(self._train, trial, folder, send, log=False, clock=self._clock, keeper=keeper)
         finally:
             self._trial = None
         if broken is not None:

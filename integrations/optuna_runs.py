@@ -39,24 +39,25 @@ def read_optuna(
 
     ValueError when the file holds no study, or several and `study` names none, or no trial is complete.
     """
-    opened = source if isinstance(source, Study) else _opened(str(source), study)
-    called = opened.metric_names
+    theirs = source if isinstance(source, Study) else opened(str(source), study)
+    called = theirs.metric_names
     if called is None:
-        count = len(opened.directions)
+        count = len(theirs.directions)
         called = ["value"] if count == 1 else [f"value_{i}" for i in range(count)]
     rows: list[Run] = []
     left_out: list[tuple[int | str, str]] = []
-    for trial in opened.get_trials(deepcopy=False):
+    for trial in theirs.get_trials(deepcopy=False):
         if trial.state != TrialState.COMPLETE:
             left_out.append((trial.number, f"It is {trial.state.name.lower()}."))
             continue
         metrics = {**trial.user_attrs, **dict(zip(called, trial.values, strict=True))}
         rows.append(foreign_runs.row(trial.number, trial.params, metrics, axes, names))
-    foreign_runs.refuse_none(rows, left_out, opened.study_name)
-    return Runs(f"Optuna {opened.study_name}", tuple(rows), tuple(left_out))
+    foreign_runs.refuse_none(rows, left_out, theirs.study_name)
+    return Runs(f"Optuna {theirs.study_name}", tuple(rows), tuple(left_out))
 
 
-def _opened(source: str, study: str | None) -> Study:
+def opened(source: str, study: str | None = None) -> Study:
+    """The study of that name, or the only one, in the file at a path; ValueError as `read_optuna` has it."""
     path = Path(source.removeprefix("sqlite:///"))
     if "://" in source.removeprefix("sqlite:///"):
         raise ValueError(f"{source.partition('://')[0]} storages are not opened; hand in optuna.load_study(...).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bo import Objective, Runs, Study, journal
+from bo import Maximize, Minimize, Objective, Runs, Study, WeightedSum, journal
 from integrations import foreign_runs
 from search_spaces import Space
 
@@ -13,7 +13,8 @@ from search_spaces import Space
 def read(path: str | os.PathLike[str], space: Space, objective: Objective) -> Study | Runs:
     """By what it is: a study of ours, a folder of Ray Tune, a CSV file, the JSON of Ax, else a file of Optuna.
 
-    Scale axes are those of the space, by their names; a CSV file needs a column for each metric of the objective.
+    Scale axes are those of the space, by their names; a CSV file needs a column for each metric of the objective. What
+    a study of Optuna has no name for is the one metric of the objective, if both minimise it or both maximise it.
     ValueError where nothing is there or it cannot be read.
     """
     where = foreign_runs.existing(Path(path), "a finished study")
@@ -24,7 +25,7 @@ def read(path: str | os.PathLike[str], space: Space, objective: Objective) -> St
         from integrations.ray_runs import read_ray
 
         return read_ray(where, axes=axes)
-    if where.suffix == ".csv":
+    if where.suffix.lower() == ".csv":
         from integrations.csv_runs import read_csv
 
         return read_csv(where, metrics=objective.metrics, axes=axes)
@@ -32,7 +33,16 @@ def read(path: str | os.PathLike[str], space: Space, objective: Objective) -> St
         from integrations.ax_runs import read_ax
 
         return read_ax(where, axes=axes)
-    from integrations.optuna_runs import read_optuna
+    from integrations.optuna_runs import opened, read_optuna
 
-    names = {"value": objective.metrics[0]} if len(objective.metrics) == 1 else None  # what Optuna calls it unasked
-    return read_optuna(where, axes=axes, names=names)
+    found = opened(str(where))
+    if len(objective.metrics) != 1 or found.metric_names is not None or len(found.directions) != 1:
+        return read_optuna(found, axes=axes)
+    (metric,) = objective.metrics  # which Optuna calls "value" unasked
+    weight = objective.weights[metric] if isinstance(objective, Minimize | Maximize | WeightedSum) else 0.0
+    if weight and (weight < 0) != (found.direction.name == "MAXIMIZE"):
+        raise ValueError(
+            f"{where} {found.direction.name.lower()}s what it calls no name, so it is not {objective!r}; read it by "
+            f"read_optuna, with names= that say which metric it is, and give the runs to Study.add_prior."
+        )
+    return read_optuna(found, axes=axes, names={"value": metric})

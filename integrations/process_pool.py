@@ -18,11 +18,14 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.connection import wait as wait_any
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from bo.ports import Deliver, Lost, Message, Train, Underway
 from bo.trial import Trial
 from integrations.shipping import pack, run_packed
+
+if TYPE_CHECKING:
+    from integrations.store import Store
 
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 WATCH = 1.0  # seconds between a worker's looks at its parent
@@ -34,20 +37,20 @@ START = "import sys; sys.path[:] = {path!r}; from integrations.process_pool impo
 class ProcessPool:
     """An executor on `workers` processes of this machine (default: one for each CPU core that the driver may use).
 
-    Numeric libraries get one thread a worker unless OMP_NUM_THREADS says otherwise.
+    Numeric libraries get one thread a worker unless OMP_NUM_THREADS says otherwise. store: keeps trials' checkpoints.
     """
 
     apart = True
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, store: Store | None = None) -> None:
         if workers is not None and (type(workers) is not int or workers < 1):
             raise ValueError(f"ProcessPool needs a whole number of workers of at least 1, got {workers!r}.")
-        self._size = workers or _cores()
+        self._size, self._store = workers or _cores(), store
         self._idle: list[_Worker] = []
         self._busy: dict[int, _Worker] = {}  # by trial
 
     def open(self, train: Train, folder: Path) -> None:
-        self._packed, self._folder = pack(train), folder
+        self._packed, self._folder = pack(train, self._store, folder), folder
 
     def attach(self, trials: Sequence[Trial]) -> Sequence[Trial]:
         return ()  # workers end with their driver

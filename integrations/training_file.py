@@ -42,6 +42,7 @@ class Loaded:
     budget: float | None = None
     policy: str | None = None
     settings: Mapping[str, Any] | None = None
+    stopping: Any = None
     resources: Resources | None = None
     prepare: Callable[[], object] | None = None
 

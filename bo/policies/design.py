@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,14 +13,17 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
+from bo.objective import Single
 from bo.ports import History, Proposal
-from bo.quasirandom import sobol_points
+from bo.quasirandom import sequence_points
+from bo.trial import Trial
 from search_spaces import Space
 from search_spaces.parameter import Array
 
 NOTHING = "No two runs have finished, so there is nothing to fit a model to."
 #: Source of a run at the target that was chosen by runs elsewhere before these were known to foretell it.
 SHOT = "transfer"
+TURNS = threading.RLock()
 
 
 @cache
@@ -32,21 +36,18 @@ def libraries() -> ThreadpoolController:
 def reproducible(rng: np.random.Generator) -> Iterator[None]:
     """One thread and a forked, seeded torch generator: the same input gives the same output, bit for bit.
 
-    Many small matrices take many threads much longer than one, where other work goes on beside them.
+    Many small matrices take many threads much longer than one, where other work goes on beside them. What is set here
+    is the whole process's, so a study that is asked and one that recommends in another thread take turns.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with libraries().limit(limits=1), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(rng.integers(2**31)))
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def count(history: History, *sources: str) -> int:
-    """How many trials of these sources there are, whatever became of them."""
-    return sum(trial.source in sources for trial in history.trials)
+    with TURNS:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with libraries().limit(limits=1), torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(int(rng.integers(2**31)))
+                yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def sequence_seed(history: History, rng: np.random.Generator) -> int:
@@ -62,7 +63,7 @@ def sobol(space: Space, seed: int, first: int, n: int) -> list[dict[str, Any]]:
     """
     if not n:
         return []
-    points = space.draw(lambda start, count: sobol_points(len(space.columns), count, seed, start), first, n)
+    points = space.draw(lambda start, count: sequence_points(len(space.columns), count, seed, start), first, n)
     if first == 0:
         points[:1] = from_start(space, points[:1])
     return space.decode_all(points)
@@ -85,7 +86,7 @@ def initial(history: History, n: int, rng: np.random.Generator, note: str | None
     """The next points of the study's Sobol sequence, to run at the top scale; `note` when they stand in for a model."""
     seed = sequence_seed(history, rng)
     at = history.space.top
-    configs = sobol(history.space.at(at), seed, count(history, "sobol", "ladder/proxy"), history.affordable([at] * n))
+    configs = sobol(history.space.at(at), seed, history.count("sobol", "ladder/proxy"), history.affordable([at] * n))
     # What an earlier fit left is kept for the next one.
     memory = {**history.memory, "sequence": seed}
     return tuple(Proposal(config, at, "sobol", memory=memory, note=note) for config in configs)
@@ -107,3 +108,10 @@ def designed(history: History, n_init: int | None) -> bool:
     here = sum(trial.status in ("running", "finished", "diverged") for trial in counted)
     elsewhere = [trial for trial in history.trials if trial.scale != at or trial.study is not None]
     return max(here, sum(trial.status == "finished" for trial in elsewhere)) >= enough
+
+
+def good(trial: Trial, objective: Single) -> bool:
+    """Whether a run has a finite result within the limits of the objective."""
+    if trial.status != "finished" or not trial.metrics:
+        return False
+    return math.isfinite(objective.value(trial.metrics)) and objective.feasible(trial.metrics)

@@ -22,7 +22,7 @@ from bo.scaling.laws import Drift, parse
 from bo.surrogates import composite
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.features import Features
-from bo.surrogates.surrogate import SURROGATES
+from bo.surrogates.surrogate import DRIFTING, SURROGATES
 from bo.trial import Trial
 from search_spaces import Real, Scale, Space
 
@@ -74,6 +74,11 @@ class Engine:
         if self.average_over is not None:
             Environments.of(space, self.average_over)
         self.drift(space)
+        if self.law is not None and self.surrogate not in DRIFTING:
+            raise ValueError(
+                f"A law is of drifts, which the surrogate {self.surrogate!r} does not have; leave the law away, or "
+                f"take one of {', '.join(DRIFTING)}."
+            )
         if self.options:
             self.utility(example())
 

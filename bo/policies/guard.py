@@ -1,11 +1,12 @@
 """Whether runs elsewhere are to be trusted: small runs of this study, and runs of others, sometimes mislead.
 
 Proxies at three scales or more whose differences span the way to the target are trusted, since the model sees in them
-how the optimum moves, until the first runs at the target come out worse than their level allows. Anything less (one or
-two scales, scales on another line, another study) gets one shot: the first run at the target is the best by it. From
-then on the target is searched as if there were nothing else, with a space-filling start in which that run does not
-count; and the runs elsewhere come back in once they foretell the runs at the target better than those foretell each
-other. Runs near the shot do not tell whether it was a good one: those of the space-filling start do.
+how the optimum moves, until the first runs at the target come out worse than their level allows, or all diverge. Beside
+them another study counts as long as it foretells this one's runs, proxies and all. Anything less (one or two scales,
+scales on another line, another study alone) gets one shot: the first run at the target is the best by it. From then on
+the target is searched as if there were nothing else, with a space-filling start in which that run does not count; and
+the runs elsewhere come back in once they foretell the runs at the target better than those foretell each other. Runs
+near the shot do not tell whether it was a good one: those of the space-filling start do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bo import dataset
 from bo.dataset import Dataset
 from bo.objective import Pareto
 from bo.policies import posterior
-from bo.policies.design import SHOT, designed, initial
+from bo.policies.design import SHOT, designed, good, initial
 from bo.policies.engine import Engine
 from bo.policies.posterior import COVER, log_density
 from bo.ports import History, Proposal
@@ -35,6 +36,9 @@ MARGIN, TOLD = 1.0, 3
 #: Standard deviations above the level that proxies foretell from which on they are refuted, and the least of one, as a
 #: share of the level: laws of a handful of scales miss by more than they say, sources that mislead by far more.
 REFUTED, LEAST = 3.0, 0.02
+#: Runs at the target that proxies chose and that diverged, from which on they are refuted while none has finished: the
+#: first may lie beyond an edge next to the best, from which the second keeps away.
+ENDED = 2
 #: Sources of runs at the target that runs elsewhere did not choose.
 NOT_CHOSEN = ("enqueued", "added", "sobol")
 ALONE = "By the runs at the target alone: those elsewhere have not been found to foretell them."
@@ -52,6 +56,7 @@ def propose(
         return posterior.propose(history, n, rng, source, engine)
     if n == 0 or isinstance(history.objective, Pareto):
         return posterior.propose(history, n, rng, source, engine, greedy)
+    history = without(history, misled(history, engine))
     data = dataset.from_history(history)
     if spanning(data, history).trusted:
         return posterior.propose(history, n, rng, source, engine, greedy)
@@ -112,18 +117,23 @@ def spanning(data: Dataset, history: History) -> Verdict:
     places = torch.stack([data.place(scale) for scale in scales])[:, :axes]
     if not leads(places, data.place(history.space.top)[:axes]):
         return Verdict(False, f"{len(scales)} scales that do not span the way to the target")
-    good = f"{len(scales)} scales that span the way to the target"
+    spans = f"{len(scales)} scales that span the way to the target"
     chosen = [t for t in history.own if t.scale == history.space.top and t.source not in NOT_CHOSEN]
-    values = [history.objective.value(t.metrics) for t in chosen if t.status == "finished" and t.metrics]
+    values = [history.objective.value(t.metrics or {}) for t in chosen if good(t, history.objective)]
+    diverged = sum(t.status == "diverged" for t in chosen)
+    if diverged >= ENDED and not any(t.status == "finished" for t in chosen):
+        return Verdict(False, f"{spans}, but all {diverged} runs that they chose there diverged")
     least = data.outcome.least
     if least is None or not values:
-        return Verdict(True, good)
+        return Verdict(True, spans)
     known = torch.stack([least[data.index(scale)] for scale in scales])
     mean, sd = Level.fit(places.numpy(), known.numpy(), 0.0 * known.numpy()).predict(np.zeros(axes))
     off = (min(values) - mean) / max(sd, LEAST * abs(mean))
     if off > REFUTED:
-        return Verdict(False, f"{good}, but the best that they chose there, {min(values):.4g}, is far above {mean:.4g}")
-    return Verdict(True, good)
+        return Verdict(
+            False, f"{spans}, but the best that they chose there, {min(values):.4g}, is far above {mean:.4g}"
+        )
+    return Verdict(True, spans)
 
 
 def foretold(data: Dataset, history: History, engine: Engine) -> float | None:
@@ -142,6 +152,42 @@ def foretold(data: Dataset, history: History, engine: Engine) -> float | None:
     except NumericalError:
         return None
     return joint - alone
+
+
+def misled(history: History, engine: Engine) -> tuple[str, ...]:
+    """The other studies that do not foretell this one's runs, at any scale; none are while it has no proxies.
+
+    Each is judged by itself: a model of its runs and ours has to foretell each run of ours from all others no worse
+    than a model of ours alone. One with which no model could be fitted is among them.
+    """
+    if not history.studies or not any(trial.told and trial.scale != history.space.top for trial in history.own):
+        return ()
+    data, drift = dataset.from_history(history).measured(), engine.drift(history.space)
+    study = [data.studies[cell] for cell in data.cell.tolist()]
+
+    def density(*names: str | None) -> float:
+        kept = torch.tensor([name in names for name in study])
+        ours = torch.tensor([name is None for name in study])[kept]
+        return float(log_density(composite.fit(data.rows(kept), None, engine.surrogate, drift))[ours].sum())
+
+    if None not in study:
+        return ()
+    try:
+        alone, found = density(None), []
+    except NumericalError:
+        return ()
+    for name in history.studies:
+        try:
+            worse = name in study and density(None, name) < alone
+        except NumericalError:
+            worse = True
+        found += [name] if worse else []
+    return tuple(found)
+
+
+def without(history: History, studies: tuple[str, ...]) -> History:
+    """What ran but for some other studies."""
+    return replace(history, trials=tuple(t for t in history.trials if t.study not in studies)) if studies else history
 
 
 def at_target(history: History) -> History:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bo.objective import Objective
 from bo.policies import guard, recommendation
-from bo.policies.design import NOTHING, count, initial, reproducible, sequence_seed, sobol, started
+from bo.policies.design import NOTHING, initial, reproducible, sequence_seed, sobol, started
 from bo.policies.engine import Engine
 from bo.policies.plan import plan
 from bo.policies.trunks import covered, price, runs
@@ -70,7 +70,7 @@ class Ladder(Engine):
                 return initial(history, n, rng)
             if sum(trial.status == "finished" for trial in history.trials) < 2:
                 return initial(history, n, rng, NOTHING)
-            first = count(history, "ladder/target") == 0
+            first = history.count("ladder/target") == 0
             return guard.propose(history, n, rng, "ladder/target", self, first, None)
 
     def recommend(
@@ -93,7 +93,7 @@ def proxies(
     axis: as `trunks` has it. source: what they are called.
     """
     seed, space = sequence_seed(history, rng), history.space
-    first = count(history, "sobol", source)
+    first = history.count("sobol", source)
     memory = {**history.memory, "sequence": seed}
 
     def draw(scale: Scale, number: int) -> Mapping[str, Any]:
@@ -119,9 +119,10 @@ def unclaimed(history: History) -> Limits:
 def outstanding(history: History, planned: tuple[Scale, ...], source: str = PROXY) -> tuple[Scale, ...]:
     """The planned runs that there are none for yet, in order; a larger plan, and runs added to the study, are fine.
 
+    Runs of another study stand for none of them: it may have measured something else.
     Runs that failed or were stopped tell nothing, so others are made in their place, as long as no more than half fail.
     """
-    made = [trial for trial in history.trials if trial.source in (source, *ELSEWHERE)]
+    made = [trial for trial in history.own if trial.source in (source, *ELSEWHERE)]
     served = [trial for trial in made if trial.status not in ("failed", "stopped")]
     if 2 * (len(made) - len(served)) > max(2, len(planned)):
         served = made

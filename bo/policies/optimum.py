@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bo.acquisition.samples import joint, nearby
+from bo.optimize import same, settle
 from bo.quasirandom import sobol_points
 from bo.surrogates.composite import Composite
 from bo.surrogates.drift import drawn
@@ -50,20 +51,20 @@ class Optimum:
         found = {path: np.quantile(each, [0.05, 0.95]) for path, each in values.items() if len(each) >= half}
         return {path: (float(low), float(high)) for path, (low, high) in found.items() if low < high}
 
-    def cover(self, x: Tensor, count: int, rng: np.random.Generator) -> Tensor:
-        """x (d,) and more points, count x d, of which the best is expected to be as good as can be.
+    def cover(self, x: Tensor, count: int, rng: np.random.Generator, taken: Tensor) -> Tensor:
+        """x (d,) and more points, up to count x d, of which the best is expected to be as good as can be.
 
-        Each is the sample that adds most to those before it.
+        Each is the sample that adds most to those before it; none is there twice or among those taken (r x d).
         """
-        others = self.points[torch.as_tensor(rng.permutation(len(self.points))[:COVERED])]
+        others = settle(self.space, self.points[torch.as_tensor(rng.permutation(len(self.points))[:COVERED])])
         Z, values = torch.cat([x[None], others]), []
         for member in self.members:
             mean, root = joint(member.at(self.at), Z)
             values.append(mean[:, None] + root @ torch.as_tensor(rng.standard_normal((len(Z), EACH))))
         F = torch.cat(values, dim=-1)  # k x samples
         chosen = [0]
-        while len(chosen) < count:
-            chosen.append(int(torch.maximum(F, F[chosen].amax(0)).mean(-1).argmax()))
+        while len(chosen) < count and (new := ~same(Z, torch.cat([Z[chosen], taken]))).any():
+            chosen.append(int(torch.where(new, torch.maximum(F, F[chosen].amax(0)).mean(-1), -torch.inf).argmax()))
         return Z[chosen]
 
     def options(self) -> dict[str, dict[str, float]]:

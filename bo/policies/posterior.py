@@ -170,7 +170,7 @@ class Search:
         point may well be better by more than a PLATEAU. The points, up to SPREAD, then cover what is possible: the
         minimiser of the mean first, which one run by itself does best with, then what adds most to it.
         """
-        scales = self.model.data.reached
+        scales = [scale for scale in self.model.data.reached if scale != self.at]
         places = torch.stack([self.model.data.place(scale) for scale in scales]) if scales else torch.zeros(0, 0)
         axes = len(self.space.fidelity.axes) if self.space.fidelity is not None else 0
         known = len(scales) > 2 and leads(places[:, :axes], self.model.data.place(self.at)[:axes])
@@ -180,7 +180,7 @@ class Search:
         best = sampled(self.model, self.at, x, self.rng)
         if float(best.shortfall.mean()) <= self.plateau:
             return []
-        return [(point, COVER) for point in best.cover(x, min(n, SPREAD), self.rng)]
+        return [(point, COVER) for point in best.cover(x, min(n, SPREAD), self.rng, self.taken)]
 
     @property
     def plateau(self) -> float:
@@ -301,9 +301,11 @@ def fit(
 
     It is the model of all scales, unless a model of this scale alone foretells the runs here better, each from the
     others: small runs sometimes mislead. Within one scale a metric alone is compressed as far as that makes it
-    likelier; what is averaged over environments hardly is.
+    likelier; what is averaged over environments hardly is. NumericalError where no run has a finite result.
     """
     data, surrogate = data.measured(), engine.surrogate
+    if not len(data.Y):
+        raise NumericalError("No run has a finite result.")
     if engine.average_over is not None:
         data = widened(data)
     elif bool(data.at(at).all()) and len(data.outcome.cap) - data.outcome.limits == 1:

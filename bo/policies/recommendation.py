@@ -21,7 +21,7 @@ from bo.dataset import Dataset
 from bo.objective import Pareto, Single
 from bo.optimize import allowed, maximise
 from bo.policies import guard
-from bo.policies.design import middle
+from bo.policies.design import good, middle
 from bo.policies.engine import Engine
 from bo.policies.optimum import Optimum, sampled
 from bo.policies.posterior import LEADERS, find_edge, fit
@@ -29,13 +29,15 @@ from bo.ports import History, Recommendation
 from bo.scaling.level import Level
 from bo.surrogates.composite import Z90, Belief, Composite, Prediction
 from bo.surrogates.divergence import Divergence
-from bo.surrogates.drift import spanned
+from bo.surrogates.drift import leads, spanned
 from bo.surrogates.hyperparameters import NumericalError
 from bo.trial import Trial
 from search_spaces import Scale, Space
 
 #: Octaves beyond all runs from which on a recommendation is called a guess.
 FAR = 0.5
+#: Draws of what a run at a scale without one will measure.
+DRAWS = 4096
 #: Standard deviations of the posterior mean over the runs that a probability of keeping limits counts for, below one
 #: half, for each factor of e.
 STRICT = 10.0
@@ -56,21 +58,27 @@ def recommend(
     allowed there and kept the limits on metrics; of all configurations, one is sought that keeps them as likely as not.
     Where the engine averages over environments, the average is minimised. ValueError for several objectives.
     """
-    if isinstance(history.objective, Pareto):
+    objective = history.objective
+    if isinstance(objective, Pareto):
         raise ValueError(
-            f"No configuration is the best of {len(history.objective.parts)} objectives; Study.front() gives the "
+            f"No configuration is the best of {len(objective.parts)} objectives; Study.front() gives the "
             "trials that none beats."
         )
     space = history.space.at(scale)
     data, trust = dataset.from_history(history), None
     if guard.elsewhere(history):
+        if misleading := guard.misled(history, engine):
+            history = guard.without(history, misleading)
+            data = dataset.from_history(history)
         verdict = guard.verdict(data, history, engine)
         trust = f"{'trusted' if verdict.trusted else 'not trusted'}: {verdict.why}"
+        if misleading:
+            trust += f"; without {', '.join(misleading)}, by which the runs of this study are foretold worse"
         if not verdict.trusted and scale == history.space.top and int((data.at(scale) & ~data.diverged).sum()) > 1:
             data = dataset.from_history(guard.at_target(history))
     if not data.finite:
         return Recommendation(middle(space), scale, None, None, None, UNTOLD)
-    ran = candidates(history.trials, history.objective, scale, space)
+    ran = candidates(history.trials, objective, scale, space)
     notes = [UNTRIED] if tried and not ran else []
     try:
         model, _ = fit(data, scale, history.memory.get("model"), engine)
@@ -85,9 +93,9 @@ def recommend(
         expected = predict(model, belief, x, scale)
         best = None if trial is not None or averaged else sampled(model, scale, x, rng)
         if best is not None and not (data.at(scale) & ~data.diverged).any():
-            expected = extrapolated(model, best, scale) or expected
+            expected = extrapolated(model, best, scale, rng) or expected
     except NumericalError as error:
-        config, id = best_measured(history.trials, history.objective, space)
+        config, id = best_measured(history.trials, objective, space)
         why = f"The best run so far, without a model: {error}"
         return Recommendation(config, scale, None, None, None, why, id)
     if averaged:
@@ -112,15 +120,20 @@ def recommend(
 
 
 def candidates(trials: Sequence[Trial], objective: Single, scale: Scale, space: Space) -> list[Trial]:
-    """The runs with a finite result within its limits at a scale, or at any where there are none, as `space` allows."""
+    """The runs with a finite result within its limits at a scale, or at any where there are none, as `space` allows.
+
+    Those of other studies are among them only where this one has none at all.
+    """
     able = [trial for trial in trials if good(trial, objective) and space.allows(trial.config)]
-    return [trial for trial in able if trial.scale == scale] or able
+    own = [trial for trial in able if trial.study is None]
+    return [trial for trial in own if trial.scale == scale] or own or able
 
 
-def extrapolated(model: Composite, best: Optimum, scale: Scale) -> Prediction | None:
+def extrapolated(model: Composite, best: Optimum, scale: Scale, rng: np.random.Generator) -> Prediction | None:
     """What a run will measure at a scale without one, by the law that the best results of other scales follow.
 
-    It is as much worse than the best there as the config is expected to be. None where only other studies have runs.
+    It is as much worse than the best there as the config is expected to be; the interval is of draws of both. None
+    where only other studies have runs.
     """
     data = model.data
     scales = data.reached
@@ -137,10 +150,10 @@ def extrapolated(model: Composite, best: Optimum, scale: Scale) -> Prediction | 
     places = torch.stack([data.place(cell) for cell in scales])
     ours = places.shape[-1] - data.outcome.studies
     level = Level.fit(places[:, :ours].numpy(), values, sds)
-    mean, sd = level.predict(data.place(scale)[:ours].numpy())
-    centre = mean + float(best.shortfall.mean())
-    half = Z90 * math.sqrt(sd**2 + noise + float(best.shortfall.var()))
-    return Prediction(centre, centre - half, centre + half)
+    at = data.place(scale)[:ours].numpy()
+    draws = level.draws(at, DRAWS) + rng.choice(best.shortfall.numpy(), DRAWS)
+    low, high = np.quantile(draws + math.sqrt(noise) * rng.standard_normal(DRAWS), [0.05, 0.95])
+    return Prediction(level.predict(at)[0] + float(best.shortfall.mean()), float(low), float(high))
 
 
 def far(data: Dataset, scale: Scale) -> str | None:
@@ -157,21 +170,13 @@ def far(data: Dataset, scale: Scale) -> str | None:
         for name, octaves in zip(names, beyond, strict=True)
         if octaves > FAR
     ]
-    offset = at - places[-1]
-    told = [name for name, along in zip(names, spanned(places), strict=True) if not along]
-    words += [
-        f"no runs tell how the best moves with {name} alone"
-        for name in told
-        if abs(float(offset[names.index(name)])) > 0
-    ]
+    if not leads(places, at):
+        words += [
+            f"no runs tell how the best moves with {name} alone"
+            for name, along, octaves in zip(names, spanned(places), at - places[-1], strict=True)
+            if not along and octaves != 0
+        ]
     return f"A guess: {'; '.join(words)}." if words else None
-
-
-def good(trial: Trial, objective: Single) -> bool:
-    """Whether a run has a finite result within the limits of the objective."""
-    if trial.status != "finished" or not trial.metrics:
-        return False
-    return math.isfinite(objective.value(trial.metrics)) and objective.feasible(trial.metrics)
 
 
 def best_measured(trials: Sequence[Trial], objective: Single, space: Space) -> tuple[dict[str, Any], int | None]:

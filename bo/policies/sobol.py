@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from bo.objective import Objective
 from bo.policies import recommendation
-from bo.policies.design import count, reproducible, sequence_seed, sobol
+from bo.policies.design import reproducible, sequence_seed, sobol
 from bo.ports import History, Proposal, Recommendation
 from search_spaces import Scale, Space
 
@@ -22,6 +23,7 @@ class Sobol:
     """
 
     scale: str | Mapping[str, float | str] = "target"
+    quick: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.scale != "target" and not isinstance(self.scale, Mapping):
@@ -35,7 +37,7 @@ class Sobol:
         at = self._at(history.space)
         with reproducible(rng):
             seed = sequence_seed(history, rng)
-            configs = sobol(history.space.at(at), seed, count(history, "sobol"), history.affordable([at] * n))
+            configs = sobol(history.space.at(at), seed, history.count("sobol"), history.affordable([at] * n))
         return tuple(Proposal(config, at, "sobol", memory={"sequence": seed}) for config in configs)
 
     def recommend(

@@ -33,14 +33,14 @@ from bo.optimize import (
     without_traces,
 )
 from bo.policies import posterior, recommendation
-from bo.policies.design import initial, reproducible, started
+from bo.policies.design import good, initial, reproducible, started
 from bo.policies.engine import Engine, weighed
-from bo.policies.recommendation import good
 from bo.ports import History, Proposal, Recommendation
 from bo.quasirandom import sobol_points
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.features import Features
 from bo.surrogates.hyperparameters import NumericalError
+from bo.trial import Trial
 from search_spaces import Scale, Space
 
 #: Sides of the box at the start, at most, and at which the search starts again elsewhere; the cube has side 1.
@@ -124,8 +124,7 @@ class Region:
 
     def members(self, history: History, statuses: tuple[str, ...]) -> int:
         """Number of trials at the top scale since the last restart."""
-        at = history.space.top
-        return sum(trial.scale == at and trial.status in statuses for trial in history.trials[self.first :])
+        return sum(counts(trial, history) and trial.status in statuses for trial in history.trials[self.first :])
 
 
 def fold(history: History, n_init: int, patience: int) -> Region:
@@ -134,12 +133,12 @@ def fold(history: History, n_init: int, patience: int) -> Region:
     Eriksson et al. 2019, section 2: SUCCESSES in a row double the side, `patience` failures halve it, below SMALLEST
     it starts anew.
     """
-    region, at, objective = Region(n_init), history.space.top, single(history)
+    region, objective = Region(n_init), single(history)
     values: list[float] = []
     successes = failures = 0
     side = region.side
     for number, trial in enumerate(history.trials):
-        if trial.scale != at or not trial.told:
+        if not (counts(trial, history) and trial.told):
             continue
         value = objective.value(trial.metrics) if good(trial, objective) and trial.metrics else math.inf
         finite = [v for v in values if math.isfinite(v)]
@@ -159,6 +158,11 @@ def fold(history: History, n_init: int, patience: int) -> Region:
     return Region(n_init, side, region.first, region.restarts)
 
 
+def counts(trial: Trial, history: History) -> bool:
+    """Whether it is a run of this study at the top scale: what another study did moves no box."""
+    return trial.study is None and trial.scale == history.space.top
+
+
 def single(history: History) -> Single:
     """The objective; ValueError where there are several, which have no best run to search around."""
     if isinstance(history.objective, Pareto):
@@ -176,7 +180,7 @@ def propose(history: History, region: Region, n: int, rng: np.random.Generator) 
     """
     at = history.space.top
     space, inside, objective = history.space.at(at), history.trials[region.first :], single(history)
-    ran = [trial.config for trial in inside if trial.scale == at and good(trial, objective)]
+    ran = [trial.config for trial in inside if counts(trial, history) and good(trial, objective)]
     if not ran:
         return initial(history, n, rng, "No run is within the limits yet to search around: a space-filling point.")
     members = torch.as_tensor(space.repair(space.encode_all(ran)))

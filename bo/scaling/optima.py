@@ -60,7 +60,9 @@ class Optimum:
         if missing := [axis for axis in self.axes if axis not in scale]:
             raise ValueError(f"The fit needs a scale with the axes {list(self.axes)}, got none for {missing}.")
         place = np.log2([scale[axis] for axis in self.axes])
-        slope = np.array([exponent.value for exponent in self.along]) @ np.reshape(self.directions, (-1, len(place)))
+        slope = np.array([exponent.value for exponent in self.along]) @ np.reshape(
+            self.directions, (self.rank, len(place))
+        )
         return float(2 ** (self.intercept + place @ slope))
 
 
@@ -145,7 +147,7 @@ def _best(rows: npt.NDArray[np.int64], y: Array, tolerance: float) -> npt.NDArra
 def _basis(places: Array) -> Array:
     """Orthonormal directions (m x r) that c x m places span, widest first, each towards larger scales."""
     _, widths, directions = np.linalg.svd(places - places.mean(axis=0), full_matrices=False)
-    basis: Array = directions[widths > NEGLIGIBLE * max(1.0, widths[0])].T
+    basis: Array = directions[widths > NEGLIGIBLE * widths.max(initial=1.0)].T
     return np.where(basis.sum(axis=0) < 0, -basis, basis)
 
 

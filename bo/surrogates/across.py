@@ -22,6 +22,7 @@ from bo.surrogates import gp, process
 from bo.surrogates.features import Features, Inputs
 from bo.surrogates.gp import GROWN, SETTLED, bend, remembered, sought
 from bo.surrogates.hyperparameters import MEAN_VARIANCE, Block, Hyper, Layout, NumericalError
+from bo.surrogates.levels import below
 from bo.surrogates.process import lift, matern
 from bo.surrogates.surrogate import Surrogate
 from search_spaces.parameter import Array
@@ -77,19 +78,23 @@ class Treatment:
 
 @dataclass(frozen=True)
 class Scales:
-    """The T scales that were run, from small to large. cell: T, their indices. places: T x m."""
+    """The T scales that were run, from small to large. cell: T, their indices.
+
+    places: T x m, of which the first `axes` are octaves; another study is an octave below the target on its own.
+    """
 
     cell: Tensor
     places: Tensor
+    axes: int
 
     @classmethod
-    def of(cls, inputs: Inputs) -> Scales:
+    def of(cls, features: Features, inputs: Inputs) -> Scales:
         """Ordered by the octaves of all axes together: by the cost of a run, where they are parameters and tokens."""
         different, which = torch.unique(inputs.cell, return_inverse=True)
         places = torch.zeros(len(different), inputs.S.shape[-1], dtype=torch.float64)
-        places[which] = inputs.S
+        places[which] = below(inputs.S, len(features.axes))
         order = sorted(range(len(different)), key=lambda i: (float(places[i].sum()), places[i].tolist()))
-        return cls(different[order], places[order])
+        return cls(different[order], places[order], len(features.axes))
 
     def __len__(self) -> int:
         return len(self.cell)
@@ -97,7 +102,7 @@ class Scales:
     def row(self, at: Inputs) -> Tensor:
         """Which of them each point has; else T and the number of the next smaller one, of the least if none is: n."""
         known = at.cell[:, None] == self.cell
-        smaller = (self.places.sum(-1) < at.S.sum(-1, keepdim=True)).sum(-1)
+        smaller = (self.places.sum(-1) < below(at.S, self.axes).sum(-1, keepdim=True)).sum(-1)
         return torch.where(known.any(-1), known.to(torch.long).argmax(-1), len(self) + (smaller - 1).clamp_min(0))
 
     @property
@@ -107,12 +112,12 @@ class Scales:
         return torch.where(reach > 0, reach, 1.0)
 
     def fraction(self, S: Tensor) -> Tensor:
-        """Places (n x m) on the way from the farthest of them, 0, to the target, 1, linear in octaves.
+        """Runs' places S (n x m) on the way from the farthest of them, 0, to the target, 1, linear in octaves.
 
         So Klein et al. 2017, "Fast Bayesian optimization of machine learning hyperparameters on large datasets". What
         lies beyond an end is at that end, as BoTorch has it.
         """
-        return (1 + S / self.reach).clamp(0, 1)
+        return (1 + below(S, self.axes) / self.reach).clamp(0, 1)
 
 
 @dataclass(frozen=True)

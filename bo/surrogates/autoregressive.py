@@ -31,7 +31,7 @@ def fit(features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] 
 
 
 def treatment(features: Features, inputs: Inputs) -> Treatment:
-    scales = Scales.of(inputs)
+    scales = Scales.of(features, inputs)
     T = len(scales)
 
     def place(at: Inputs, x: Tensor, own: Own) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from bo.dataset import Z90 as Z90
 from bo.dataset import Dataset, Level, coincide
 from bo.surrogates import nonlinear
 from bo.surrogates import surrogate as surrogates
@@ -31,8 +32,6 @@ from search_spaces import Scale
 
 #: Runs' worth of belief that residuals of different metrics are uncorrelated.
 PRIOR_RUNS = 4.0
-#: 95% quantile of the standard normal distribution: its two-sided 90% interval.
-Z90 = 1.6448536269514722
 #: Excess over the best, in that of a good run, from which on a run that looks good is mistaken for one.
 MISTAKEN = 2.0
 
@@ -84,13 +83,13 @@ class Composite:
     def predict(self, x: Tensor, scale: Scale) -> Prediction:
         """What a run of the encoded configuration (d,) at a scale will measure."""
         outcome, belief = self.data.outcome, self.at(scale)
-        level = outcome.level(self.data.place(scale))
         # Hyperparameters are a point estimate; Student's t stands in for what a few runs leave open about them.
         here = int((self.data.at(scale) & ~self.data.diverged).sum())
         wide = float(stdtrit(here + 2, 0.95))
         if isinstance(belief, nonlinear.NonlinearBelief):
             return Prediction(*belief.interval(x, wide / Z90))
         mean, variance = self.gp.posterior(belief.inputs(x[None]))
+        level = outcome.foretold(self.data.place(scale))
         # Beyond the cap the map back to user units is not affine; its slope at the mean serves for the interval.
         metrics, slope = outcome.backward(mean[:, 0], level)
         noisy = combined(outcome.weight * slope, variance + self.gp.noise[:, None], self.correlation)[0]

@@ -32,7 +32,7 @@ def fit(features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] 
 
 def treatment(features: Features, inputs: Inputs) -> Treatment:
     """c and d are Gamma(3, 6), as in BoTorch."""
-    scales, m = Scales.of(inputs), inputs.S.shape[-1]
+    scales, m = Scales.of(features, inputs), inputs.S.shape[-1]
 
     def place(at: Inputs, x: Tensor, own: Own) -> Tensor:
         left: Tensor = (1 - scales.fraction(at.S)).clamp_min(TINY) ** (1 + own["power"].exp())[:, None]

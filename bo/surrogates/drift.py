@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,9 @@ from search_spaces.parameter import Array
 FIXED = 0.01
 #: Metrics up to which all hyperparameters are drawn with the drift; of more the others stay what they were fitted to.
 ALL = 2
+#: Octaves, root mean square, from which on places differ along a direction, and up to which a place is no further from
+#: what they span than rounding: tokens are whole batches, so cells that are meant to be on a line hardly ever are.
+NEAR = 0.1
 
 
 def drawn(gp: ScaleShiftGP, count: int) -> tuple[ScaleShiftGP, ...]:
@@ -86,18 +90,20 @@ def exponents(gp: ScaleShiftGP, members: tuple[ScaleShiftGP, ...]) -> tuple[Expo
 
 def leads(places: Tensor, to: Tensor) -> bool:
     """Whether the differences of c places (c x m) span the way to another (m): then they tell how things move there."""
-    offsets = places - places[:1]
-    return int(torch.linalg.matrix_rank(torch.cat([offsets, (to - places[0])[None]]))) == int(
-        torch.linalg.matrix_rank(offsets)
-    )
+    along = directions(places)
+    way = to - places.mean(0)
+    return float((way - along @ (along.T @ way)).norm()) <= NEAR
 
 
 def spanned(places: Tensor) -> list[bool]:
     """Of each axis, whether the differences of c places (c x m) span it: cells on one line do not tell axes apart."""
-    m = places.shape[-1]
-    offsets = places - places[:1]
-    rank = int(torch.linalg.matrix_rank(offsets)) if offsets.numel() else 0
-    return [
-        int(torch.linalg.matrix_rank(torch.cat([offsets, torch.eye(m, dtype=torch.float64)[a : a + 1]]))) == rank
-        for a in range(m)
-    ]
+    along = directions(places)
+    off = torch.eye(len(along), dtype=torch.float64) - along @ along.T
+    return [float(each.norm()) <= NEAR for each in off]
+
+
+def directions(places: Tensor) -> Tensor:
+    """Orthonormal directions (m x r) along which c places (c x m) are further apart than NEAR."""
+    _, widths, rows = torch.linalg.svd(places - places.mean(0), full_matrices=False)
+    found: Tensor = rows[widths > NEAR * math.sqrt(len(places))].T
+    return found

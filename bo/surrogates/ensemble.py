@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bo.surrogates.believing import Believing
 from bo.surrogates.features import Features, Inputs
 from bo.surrogates.gp import GaussianProcess
-from bo.surrogates.hyperparameters import BELIEVED_NOISE
-from bo.surrogates.scale_shift import ScaleShiftGP, cholesky
+from bo.surrogates.scale_shift import ScaleShiftGP
 
 #: Variances below this are rounding; outcomes are standardised.
 LEAST = 1e-10
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class Ensemble(Believing):
     """The mixture of K posteriors of p metrics, by its mean and covariance. weight: p x K, each row sums to one.
 
-    remembered: what the next fit starts from, as JSON. believed: r points, with the Cholesky factors p x r x r of their
-    posterior covariance, or none.
+    remembered: what the next fit starts from, as JSON. Members that stay apart would leave it uncertain at a point that
+    each believes by itself.
     """
 
     members: tuple[GaussianProcess | ScaleShiftGP, ...]
     weight: Tensor
     remembered: dict[str, Any]
-    believed: tuple[Inputs, Tensor] | None = None
 
     @property
     def features(self) -> Features:
@@ -53,9 +52,7 @@ class Ensemble:
         mean, variance = (torch.stack(found) for found in zip(*each, strict=True))  # K x p x b
         centre = self._mean(mean)
         spread = (self.weight.T[..., None] * (variance + (mean - centre).square())).sum(0)
-        if self.believed is not None:
-            spread = spread - self._known(at).square().sum(-2)
-        return centre, spread.clamp_min(LEAST)
+        return centre, self.closed(spread, at).clamp_min(LEAST)
 
     def mean(self, at: Inputs) -> Tensor:
         """The mean of `posterior` alone: p x b."""
@@ -69,19 +66,10 @@ class Ensemble:
         centre = (weight * mean).sum(0)
         away = mean - centre
         spread = (weight[..., None] * (covariance + away[..., :, None] * away[..., None, :])).sum(0)
-        if self.believed is not None:
-            half = self._known(at)
-            half = half.reshape(*half.shape[:2], -1, q).transpose(1, 2)  # p x b x r x q
-            spread = spread - half.mT @ half
-        return centre, spread
+        return centre, self.closed_within(spread, at)
 
-    def covariance(self, at: Inputs, other: Inputs) -> Tensor:
-        """Posterior covariance between b and k points: p x b x k."""
-        found = self._covariance(at, other)
-        return found if self.believed is None else found - self._known(at).mT @ self._known(other)
-
-    def _covariance(self, at: Inputs, other: Inputs) -> Tensor:
-        """`covariance` without what is believed."""
+    def open_covariance(self, at: Inputs, other: Inputs) -> Tensor:
+        """`covariance` before anything is believed."""
         covariance = torch.stack([member.covariance(at, other) for member in self.members])  # K x p x b x k
         one, two = (mean - self._mean(mean) for mean in map(self._means, (at, other)))
         spread = covariance + one[..., :, None] * two[..., None, :]
@@ -95,25 +83,6 @@ class Ensemble:
     def _mean(self, means: Tensor) -> Tensor:
         """Of the mixture, where those of its members are K x p x b: p x b."""
         return (self.weight.T[..., None] * means).sum(0)
-
-    def _known(self, at: Inputs) -> Tensor:
-        """What believed points explain of the covariance of b points, as half' half: p x r x b."""
-        assert self.believed is not None
-        points, chol = self.believed
-        half: Tensor = torch.linalg.solve_triangular(chol, self._covariance(points, at), upper=False)
-        return half
-
-    def believe(self, at: Inputs) -> Ensemble:
-        """Conditioned on its own posterior mean at r points: there the variance shrinks, no mean changes.
-
-        It is the mixture's covariance that is conditioned: members that stay apart would leave it uncertain there.
-        """
-        with torch.no_grad():
-            points = at if self.believed is None else self.believed[0].join(at)
-            open = self._covariance(points, points)
-            noise = (BELIEVED_NOISE * self.noise)[:, None, None] * torch.eye(len(points), dtype=torch.float64)
-            chol = cholesky(open + noise, open.diagonal(dim1=-2, dim2=-1).mean(-1))
-        return replace(self, believed=(points, chol))
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every run's metrics given the others, noise included: n x p each.

@@ -28,7 +28,7 @@ def fit(features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] 
 
 def treatment(features: Features, inputs: Inputs) -> Treatment:
     """Lengthscales of scale have the prior of those of numbers, stretched for the axes too."""
-    scales, m = Scales.of(inputs), inputs.S.shape[-1]
+    scales, m = Scales.of(features, inputs), inputs.S.shape[-1]
 
     def place(at: Inputs, x: Tensor, own: Own) -> Tensor:
         return at.S / scales.reach / own["scale"].exp()[:, None]

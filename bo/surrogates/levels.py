@@ -10,6 +10,14 @@ from torch import Tensor
 from bo.surrogates.features import Features, Inputs
 
 
+def below(S: Tensor, axes: int) -> Tensor:
+    """Places (... x m) with another study an octave below the target, in place of a step away from it.
+
+    axes: how many of the m are scale axes, which are the first; the others are 0, or 1 on the axis of a study.
+    """
+    return torch.cat([S[..., :axes], -S[..., axes:]], dim=-1)
+
+
 @dataclass(frozen=True)
 class Levels:
     """Which of L levels each of T places is of. places: T x m. level: T. target: the level of the target scale."""
@@ -29,8 +37,7 @@ class Levels:
         _, which, counts = torch.unique(inputs.cell, return_inverse=True, return_counts=True)
         runs, places = counts.tolist(), inputs.S.new_zeros(len(counts), inputs.S.shape[-1])
         places[which] = inputs.S
-        own = len(features.space.fidelity.axes) if features.space.fidelity is not None else 0
-        octaves = (places[:, :own].sum(-1) - places[:, own:].sum(-1)).tolist()
+        octaves = below(places, len(features.axes)).sum(-1).tolist()
         order = sorted(range(len(places)), key=lambda i: (octaves[i], places[i].tolist()))
         nearest = min(order, key=lambda i: (float(places[i].abs().sum()), -octaves[i]))
         levels = [[i] for i in order]

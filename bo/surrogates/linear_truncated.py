@@ -4,7 +4,8 @@ Wu et al. 2019, "Practical multi-fidelity Bayesian optimization for hyperparamet
 `LinearTruncatedFidelityKernel`. A smaller run measures the target and a bias, which is smoother in x and vanishes at
 the target: so a small run is never taken for the opposite of a large one. Over several scale axes there is a term for
 each set A of them, with prod_(j in A) (1-s_j)(1-s'_j) and (1 + sum_(j in A) s_j s'_j)^p; with one axis or two these are
-BoTorch's. s is `Scales.fraction`. One of `across`: each cell has its own level.
+BoTorch's. Of other studies, of which there may be many, each has one for itself alone. s is `Scales.fraction`. One of
+`across`: each cell has its own level.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def fit(features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] 
 
 def treatment(features: Features, inputs: Inputs) -> Treatment:
     """p is Gamma(3, 3), as in BoTorch. The variance of the bias, in BoTorch that of k0, is its own, about as large."""
-    scales, m = Scales.of(inputs), inputs.S.shape[-1]
-    sets = [list(axes) for axes in chain.from_iterable(combinations(range(m), size) for size in range(1, m + 1))]
+    scales, m, ours = Scales.of(features, inputs), inputs.S.shape[-1], len(features.axes)
+    sets = [list(axes) for axes in chain.from_iterable(combinations(range(ours), size) for size in range(1, ours + 1))]
+    sets += [[study] for study in range(ours, m)]
 
     def place(at: Inputs, x: Tensor, own: Own) -> Tensor:
         s = scales.fraction(at.S).expand(len(x), -1, -1)

@@ -28,7 +28,7 @@ def fit(features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] 
 
 def treatment(features: Features, inputs: Inputs) -> Treatment:
     """Lengthscales of scale are in the reach of the runs on each axis, about once that, give or take a factor e."""
-    scales = Scales.of(inputs)
+    scales = Scales.of(features, inputs)
 
     def place(at: Inputs, x: Tensor, own: Own) -> Tensor:
         return at.S / scales.reach / own["scale"].exp()[:, None]

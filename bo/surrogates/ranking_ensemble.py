@@ -7,8 +7,9 @@ share a sample. Many useless models would each be lucky sometimes, and dilute th
 probability that it is no better than that (the guard of later versions of the paper, without its horizon; here anew in
 each sample, so that weights are what they are on average over what is left out).
 
-Of a scale with fewer than 3 runs nothing can be ranked. There its own model weighs as much as one of all, and the rest
-is shared as at the nearest scale that has them: equal weights, as the paper has them, foretold real losses worse.
+Of a scale with fewer than 3 runs nothing can be ranked. Its own model there has the weight of one among equals, and the
+others share the rest as they do at the nearest scale where they could be ranked. The paper has equal weights then; on
+losses of real models these foretold worse.
 
 Ranks say nothing of the level: other scales' models are moved to that of the runs at hand. Runs of scales that have
 few are put together by `Levels`.
@@ -24,10 +25,10 @@ import torch
 from torch import Tensor
 
 from bo.quasirandom import normal_points, sobol_points
-from bo.surrogates import gp, process
+from bo.surrogates import gp
+from bo.surrogates.believing import Believing
 from bo.surrogates.features import Features, Inputs
 from bo.surrogates.gp import GaussianProcess
-from bo.surrogates.hyperparameters import BELIEVED_NOISE
 from bo.surrogates.levels import Levels
 from bo.surrogates.surrogate import Surrogate
 
@@ -42,12 +43,12 @@ LEAST = 1e-10
 
 
 @dataclass(frozen=True)
-class RankingEnsemble:
+class RankingEnsemble(Believing):
     """f at level c is the sum over models of weight_ci (f_i + shift_ci), f_i independent posteriors of p metrics.
 
     weight: p x L x L, for each level those of the L models, which sum to one; shift: as many. left_out: leave-one-out
-    means and variances, n x p each. believed: r points, with the Cholesky factors p x r x r of their posterior
-    covariance, or none.
+    means and variances, n x p each. What is believed, the sum believes and not each model: a run at a scale where a
+    model has no weight tells nothing about it.
     """
 
     features: Features
@@ -56,7 +57,6 @@ class RankingEnsemble:
     weight: Tensor
     shift: Tensor
     left_out: tuple[Tensor, Tensor]
-    believed: tuple[Inputs, Tensor] | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -68,9 +68,7 @@ class RankingEnsemble:
         each = [member.posterior(at) for member in self.members]
         means, variances = (torch.stack(found, dim=-1) for found in zip(*each, strict=True))  # p x b x L
         variance = (self._weights(at).square() * variances).sum(-1)
-        if self.believed is not None:
-            variance = variance - self._known(at).square().sum(-2)
-        return self._weighed(at, means), variance.clamp_min(LEAST)
+        return self._weighed(at, means), self.closed(variance, at).clamp_min(LEAST)
 
     def mean(self, at: Inputs) -> Tensor:
         """The mean of `posterior` alone: p x b."""
@@ -83,19 +81,10 @@ class RankingEnsemble:
         p, L = len(self.weight), len(self.members)
         weight = self._weights(at).reshape(p, -1, q, L)
         covariance = (weight[..., :, None, :] * weight[..., None, :, :] * covariances).sum(-1)
-        if self.believed is not None:
-            half = self._known(at)
-            half = half.reshape(*half.shape[:2], -1, q).transpose(1, 2)  # p x b x r x q
-            covariance = covariance - half.mT @ half
-        return self._weighed(at, means.reshape(p, -1, L)).reshape(p, -1, q), covariance
+        return self._weighed(at, means.reshape(p, -1, L)).reshape(p, -1, q), self.closed_within(covariance, at)
 
-    def covariance(self, at: Inputs, other: Inputs) -> Tensor:
-        """Posterior covariance between b and k points: p x b x k."""
-        found = self._covariance(at, other)
-        return found if self.believed is None else found - self._known(at).mT @ self._known(other)
-
-    def _covariance(self, at: Inputs, other: Inputs) -> Tensor:
-        """`covariance` without what is believed."""
+    def open_covariance(self, at: Inputs, other: Inputs) -> Tensor:
+        """`covariance` before anything is believed."""
         one, two = self._weights(at), self._weights(other)
         each = [
             one[..., :, None, i] * two[..., None, :, i] * member.covariance(at, other)
@@ -110,24 +99,6 @@ class RankingEnsemble:
     def _weighed(self, at: Inputs, means: Tensor) -> Tensor:
         """The mean, p x b, where those of the models are p x b x L."""
         return (self._weights(at) * (means + self.shift[:, self.levels(at)])).sum(-1)
-
-    def _known(self, at: Inputs) -> Tensor:
-        """What believed points explain of the covariance of b points, as half' half: p x r x b."""
-        assert self.believed is not None
-        points, chol = self.believed
-        half: Tensor = torch.linalg.solve_triangular(chol, self._covariance(points, at), upper=False)
-        return half
-
-    def believe(self, at: Inputs) -> RankingEnsemble:
-        """Conditioned on its own posterior mean at r points: there the variance shrinks, no mean changes.
-
-        Of the sum, not of each model: a run at a scale where a model has no weight tells nothing about it.
-        """
-        with torch.no_grad():
-            points = at if self.believed is None else self.believed[0].join(at)
-            open = self._covariance(points, points)
-            chol = process.factor(open, BELIEVED_NOISE * self.noise, open.diagonal(dim1=-2, dim2=-1).mean(-1))
-        return replace(self, believed=(points, chol))
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every run's metrics given the others, noise included: n x p each.

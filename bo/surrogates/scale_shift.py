@@ -298,9 +298,14 @@ def fit(
 
 
 def few(inputs: Inputs, most: int) -> Tensor:
-    """Numbers of up to `most` runs: as many of each cell, or all of one that has fewer, spread over their order."""
+    """Numbers of up to `most` runs: as many of each cell, or all of one that has fewer, spread over their order.
+
+    Where there are more cells than that, of one each of some of them.
+    """
     kept: list[Tensor] = []
     cells = sorted((torch.nonzero(inputs.cell == cell)[:, 0] for cell in torch.unique(inputs.cell)), key=len)
+    if len(cells) > most:
+        cells = [cells[int(i)] for i in torch.linspace(0, len(cells) - 1, most, dtype=torch.float64).round()]
     left = most
     for i, rows in enumerate(cells):
         count = min(len(rows), max(1, left // (len(cells) - i)))

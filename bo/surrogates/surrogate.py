@@ -86,6 +86,9 @@ SURROGATES: dict[str, str] = {
     "hamiltonian_network": "bo.surrogates.hamiltonian_network:fit",
     "random_forest": "bo.surrogates.random_forest:fit",
 }
+#: Those whose optimum drifts with scale, over several of which they come down to "scale_shift": a law counts in these
+#: alone.
+DRIFTING = ("gp", "gp_averaged", "scale_shift", "saas", "inducing")
 
 
 def fit(name: str, features: Features, inputs: Inputs, Y: Tensor, start: Mapping[str, Any] | None = None) -> Surrogate:

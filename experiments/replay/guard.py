@@ -5,7 +5,9 @@
 DIR/steplaw has the Step Law tables (arXiv 2503.04715): losses of dense and of mixture-of-experts models over learning
 rate and batch size. Each cell but the cheapest of its table is a target, disguised. Before the search there are 24
 space-filling runs of a source, given as runs of another study ("prior"), as the study's own proxies ("proxies"), or, if
-asked for by --ways, as runs of another study of models as large as the target ("prior at the target").
+asked for by --ways, as runs of another study of models as large as the target ("prior at the target"), or beside the
+proxies that the default ladder plans for itself, each of which costs 1/70 of a target run ("planned"). There the pairs
+are the same ladder without a prior ("no source") and, in the same box, the target by itself ("alone").
 
     faithful    the target's own surface on another level, steeper, and displaced a little: its best point is within
                 0.5% at the target, and ranks in its best quarter correlate by 0.9
@@ -20,7 +22,8 @@ The last two are at their own scales, the others at a quarter of the target's pa
 by seed with one that has no source. Printed are means over targets with 90% intervals: target runs until the regret is
 at most 0.25% (one more than the cap, where a search does not get there), how many more these are than without a source,
 with the bound that nine of ten resamples are below, the share of the runs that it takes without a source to the score
-that it has there after 6 (at least 0.25%), and the regret of the first run.
+that it has there after 6 (at least 0.25%), and the regret of the first run. Of the planned ladder also how much more it
+costs than the target by itself, proxies included.
 """
 
 from __future__ import annotations
@@ -62,7 +65,10 @@ NONE = Contender("none", "alone", "no source")
 ADVERSARIAL = ("useless", "shuffled", "negated", "displaced", "family")
 KINDS = ("faithful", *ADVERSARIAL, "cell")
 MEASURED = ("family", "cell")
-WAYS = ("prior", "proxies", "prior at the target")
+WAYS = ("prior", "proxies", "prior at the target", "planned")
+PLANNED, PRICE = "planned", 1 / 70
+"""The way with the ladder's own proxies, and what one costs in target runs."""
+UNAIDED = Contender("alone", PLANNED, "target alone")
 
 
 @dataclass(frozen=True)
@@ -136,16 +142,18 @@ def towards(angle: float) -> Array:
 
 @dataclass(frozen=True)
 class Target:
-    """A cell, disguised; tables are read when they are first looked at."""
+    """A cell, disguised; tables are read when they are first looked at. below: the cheaper ones that it comes with."""
 
     tables: Path
     cell: Cell
+    below: tuple[steplaw.Cell, ...] = ()
     _emulated: dict[Cell, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def problem(self) -> Problem:
         module = blackbox(self.tables)
-        return Problem(module.disguise(module.StepLaw(name(self.cell), self.cell[0], [self.cell[1:]]), "guard"))
+        its = [*self.below, self.cell[1:]]
+        return Problem(module.disguise(module.StepLaw(name(self.cell), self.cell[0], its), "guard"))
 
     @cached_property
     def ground(self) -> Ground:
@@ -232,13 +240,17 @@ def source(target: Target, kind: str, way: str, luck: int) -> list[Trial]:
 
 
 @cache
-def target_of(tables: Path, cell: Cell) -> Target:
-    return Target(tables, cell)
+def target_of(tables: Path, cell: Cell, planned: bool = False) -> Target:
+    """A target, with the cheaper cells of its table that cover it where proxies are planned."""
+    if not planned:
+        return Target(tables, cell)
+    ranges = steplaw.read(blackbox(tables), cell[0])
+    return Target(tables, cell, tuple(steplaw.below(ranges, cell[1:], list(ranges))))
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search at a target after the runs of a source; one of kind "none" has none and starts as usual."""
+    """A search at a target after the runs of a source; one of kind "none" or "alone" has none and starts as usual."""
 
     tables: Path
     cell: Cell
@@ -251,61 +263,87 @@ class Search:
         return Key(name(self.cell), self.kind, self.way, self.seed)
 
     def __call__(self) -> Row:
-        target, alone = target_of(self.tables, self.cell), self.kind == NONE.method
-        policy: Policy = Bayes() if alone else Ladder(proxy_cap=0)  # no more proxies than are given
-        luck = drawn(self.key)
-        given = [] if alone else source(target, self.kind, self.way, luck)
-        found = search(target.problem, target.problem.space(), policy, given, CAP, luck, TOLERANCE)
-        cost = sum(trial.cost for trial in given)
-        return Row(name(self.cell), self.kind, self.way, self.seed, found.regrets, len(given), cost, found.seconds)
+        planned = self.way == PLANNED
+        target, luck = target_of(self.tables, self.cell, planned), drawn(self.key)
+        given = source(target, self.kind, self.way, luck) if self.kind in KINDS else []
+        found = search(
+            target.problem, target.problem.space(PRICE if planned else None), self.policy, given, CAP, luck, TOLERANCE
+        )
+        count, cost = len(given), sum(trial.cost for trial in given)
+        if planned:  # a finished study costs nothing, its own proxies do
+            count, cost = found.proxies - count, found.cost
+        return Row(name(self.cell), self.kind, self.way, self.seed, found.regrets, count, cost, found.seconds)
+
+    @property
+    def policy(self) -> Policy:
+        if self.way == PLANNED:
+            return Bayes() if self.kind == UNAIDED.method else Ladder()
+        return Bayes() if self.kind == NONE.method else Ladder(proxy_cap=0)  # no more proxies than are given
 
 
 def searches(tables: Path, kinds: Sequence[str], ways: Sequence[str], seeds: int) -> list[Search]:
     """Seed after seed, so that what is there at any time is balanced."""
     targets = [cell for table in cells(tables).values() for cell in table[1:]]
-    pairs = [(NONE.method, NONE.setting), *((kind, way) for way in ways for kind in kinds)]
+    pairs = [(NONE.method, NONE.setting)] if set(ways) - {PLANNED} else []
+    pairs += [(without.method, way) for way in ways if way == PLANNED for without in (nothing(way), UNAIDED)]
+    pairs += [(kind, way) for way in ways for kind in kinds]
     return [Search(tables, cell, *pair, seed) for seed in range(seeds) for cell in targets for pair in pairs]
 
 
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def scores(rows: Mapping[Key, Row]) -> dict[str, float]:
+def nothing(way: str) -> Contender:
+    """What the searches of a way are paired with."""
+    return Contender(NONE.method, PLANNED, NONE.label) if way == PLANNED else NONE
+
+
+def scores(rows: Mapping[Key, Row], without: Contender = NONE) -> dict[str, float]:
     """Of each problem the median regret without a source after some runs, at least the tolerance."""
     found: dict[str, list[float]] = {}
     for row in rows.values():
-        if row.method == NONE.method:
+        if (row.method, row.setting) == (without.method, without.setting):
             found.setdefault(row.problem, []).append(row.regrets[:SCORED][-1])
     return {problem: max(TOLERANCE, float(np.median(regrets))) for problem, regrets in found.items()}
 
 
+def until(score: Mapping[str, float]) -> Callable[[Row], float]:
+    """Target runs to the score of a row's problem."""
+    return lambda row: row.runs(score[row.problem], CAP)
+
+
 def report(rows: Mapping[Key, Row], kinds: Sequence[str] = KINDS, ways: Sequence[str] = WAYS) -> str:
-    score = scores(rows)
     head = (
-        f"{'':11s}{f'runs to {TOLERANCE}%':22s}{'P90':>4s} {'cap':>4s}  {'more':25s}{'bound':>6s}  {'to the score':22s}"
+        f"{'':13s}{f'runs to {TOLERANCE}%':22s}{'P90':>4s} {'cap':>4s}  {'more':25s}{'bound':>6s}  {'to the score':22s}"
     )
     lines = []
     for way in ways:
+        without = nothing(way)
+        score, others = scores(rows, without), [UNAIDED] if way == PLANNED else []
         lines += [f"{way}", f"{head}{'first run, %':26s}{'cost':>5s}  n"]
-        for kind in (NONE.method, *kinds):
-            contender = NONE if kind == NONE.method else Contender(kind, way)
-            pair = [contender, NONE]
+        for contender in (*others, without, *(Contender(kind, way) for kind in kinds)):
+            pair = [contender, without]
             runs = protocol.paired(rows, pair, lambda row: row.runs(TOLERANCE, CAP))
             if not runs:
                 continue
-            reached = protocol.paired(rows, pair, lambda row: row.runs(score[row.problem], CAP))
+            reached = protocol.paired(rows, pair, until(score))
             first = protocol.paired(rows, [contender], lambda row: row.regrets[0])
             cost = protocol.paired(rows, [contender], lambda row: row.cost)
             price = np.mean(np.concatenate(list(cost.values())))
             means, searched = protocol.resampled(runs), [table[:, 0] for table in runs.values()]
             more = protocol.interval(runs, protocol.difference(0, 1), means)
             bound = float(np.quantile(protocol.difference(0, 1)(means), protocol.LEVEL))
+            dearer = (
+                protocol.paired(rows, [contender, UNAIDED], lambda row: row.total(TOLERANCE, CAP)) if others else {}
+            )
+            paid = protocol.interval(dearer, protocol.difference(0, 1)) if dearer else None
             lines.append(
-                f"{contender!s:11s}{protocol.interval(runs, protocol.column(0), means)!s:22s}"
+                f"{contender!s:13s}{protocol.interval(runs, protocol.column(0), means)!s:22s}"
                 f"{protocol.quantile(searched, 0.9):4.0f} {np.mean(np.concatenate(searched) > CAP):4.0%}  {more!s:25s}"
                 f"{bound:6.2f}  {protocol.interval(reached, protocol.ratio(0, 1))!s:22s}"
                 f"{protocol.interval(first, protocol.column(0))!s:26s}{price:5.2f}"
                 f"  {len(runs)} x {np.mean([len(each) for each in searched]):.3g}"
+                + (f"  {paid} more than alone, proxies included" if paid and contender != UNAIDED else "")
             )
         lines.append("")
     return "\n".join(lines)
@@ -314,7 +352,7 @@ def report(rows: Mapping[Key, Row], kinds: Sequence[str] = KINDS, ways: Sequence
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, required=True)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "guard.jsonl")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "replay_guard.jsonl")
     parser.add_argument("--seeds", type=int, default=10, help="of each target")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--ways", default=",".join(WAYS[:2]))

@@ -132,7 +132,7 @@ def pairs(name: str) -> Any:
     """The prior of runs in all six cells, how its hyperparameters are read, and pairs of points of it."""
     inputs = runs(LINE, 12)
     made = prior(name, LINE, inputs, seed=3)
-    scales = Scales.of(inputs)
+    scales = Scales.of(Features(LINE), inputs)
 
     def own(block: str) -> np.ndarray:
         found: np.ndarray = made.own[block][0].numpy()
@@ -185,7 +185,7 @@ def test_linear_truncated_is_botorchs_where_the_power_is_whole(p: float) -> None
     reference.covar_module_unbiased.lengthscale = float(made.hyper.lengthscale)
     reference.covar_module_biased.lengthscale = float(made.own["biased"].exp())
     made.own["bias"].zero_()
-    s = Scales.of(inputs).fraction(inputs.S)
+    s = Scales.of(Features(LINE), inputs).fraction(inputs.S)
     points = made.points(made.embed(inputs))
     found = made.treatment.kernel(points, points, made.own)[0]
     torch.testing.assert_close(found, reference(torch.cat([inputs.F, s], -1)).to_dense().detach(), rtol=1e-6, atol=1e-8)
@@ -223,7 +223,7 @@ def test_what_linear_truncated_says_of_the_target_is_the_kernel_of_one_scale() -
 def test_scales_are_ordered_by_octaves_and_one_without_runs_comes_after_the_next_smaller() -> None:
     inputs = runs(LINE, 4)
     inputs = inputs.rows(torch.tensor([3, 0, 2]))  # of 4e5 by 1e7, 1e5 by 1e6 and 4e5 by 1e6
-    scales = Scales.of(inputs)
+    scales = Scales.of(Features(LINE), inputs)
     assert scales.cell.tolist() == [0, 2, 3]
     assert scales.row(inputs).tolist() == [2, 0, 1]
     least, between, most = (point(0.5, S, cell) for S, cell in (([-9, -9], 7), ([-4, 0], 8), ([0, 0], 9)))
@@ -232,10 +232,54 @@ def test_scales_are_ordered_by_octaves_and_one_without_runs_comes_after_the_next
 
 def test_fractions_are_linear_in_octaves_and_end_at_the_target() -> None:
     inputs = runs(LINE, 6)
-    s = Scales.of(inputs).fraction(torch.tensor([[-4.0, 0.0], [-2.0, 3.0], [-8.0, -math.log2(10) / 2]]).double())
+    s = Scales.of(Features(LINE), inputs).fraction(
+        torch.tensor([[-4.0, 0.0], [-2.0, 3.0], [-8.0, -math.log2(10) / 2]]).double()
+    )
     torch.testing.assert_close(s, torch.tensor([[0.0, 1.0], [0.5, 1.0], [0.0, 0.5]]).double())
-    flat = Scales(torch.tensor([0, 1]), torch.tensor([[-4.0, 0.0], [-2.0, 0.0]]).double())
+    flat = Scales(torch.tensor([0, 1]), torch.tensor([[-4.0, 0.0], [-2.0, 0.0]]).double(), 2)
     assert flat.fraction(flat.places)[:, 1].tolist() == [1.0, 1.0]
+
+
+def with_another_study() -> Inputs:
+    """Three runs each at the smallest scale, at the target, and at the target of another study."""
+    S = torch.tensor([[-4.0, -math.log2(10), 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    cell = torch.arange(9) % 3
+    return Features(LINE)(torch.linspace(0, 1, 9, dtype=torch.float64)[:, None], S[cell], cell)
+
+
+def test_another_study_at_the_target_comes_below_the_target() -> None:
+    inputs = with_another_study()
+    scales = Scales.of(Features(LINE), inputs)
+    assert scales.cell.tolist() == [0, 2, 1]
+    unseen = Scales.of(Features(LINE), inputs.rows(inputs.cell != 1)).row(inputs.rows(inputs.cell == 1))
+    assert unseen.tolist() == [2 + 1] * 3  # the target without runs follows the other study, not the smallest scale
+
+
+@pytest.mark.parametrize("name", ["linear_truncated", "down_sampling"])
+def test_what_another_study_measures_is_not_the_target_itself(name: str) -> None:
+    inputs = with_another_study()
+    made = prior(name, LINE, inputs)
+    points = made.points(made.embed(inputs))
+    K = made.treatment.kernel(points, points, made.own)[0] / points.alike(points)[0]
+    other, target = (int((inputs.cell == k).nonzero()[0, 0]) for k in (2, 1))
+    assert float(K[other, other]) > 1.001 * float(K[target, target])
+
+
+def test_terms_of_linear_truncated_grow_by_one_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = 12
+    S = torch.cat([torch.zeros(studies, 2), torch.eye(studies)], dim=-1).double()
+    x = torch.linspace(0, 1, studies, dtype=torch.float64)[:, None]
+    made = prior("linear_truncated", LINE, Features(LINE)(x, S, torch.arange(studies)))
+    sets: list[Tensor] = []
+
+    def power(product: Tensor, p: Tensor) -> Tensor:
+        sets.append(p)
+        return product
+
+    monkeypatch.setattr(linear_truncated, "power", power)
+    u = made.embed(Features(LINE)(x, S, torch.arange(studies)))
+    made.kernel(u, u)
+    assert len(sets) == 3 + studies
 
 
 def bowls(inputs: Inputs) -> Tensor:
@@ -263,7 +307,7 @@ def test_an_unseen_scale_of_a_chain_has_the_mean_rho_and_the_doubt_of_it() -> No
     inputs = runs(LINE, 12)
     made = prior("autoregressive", LINE, inputs, seed=5)
     rho, delta = made.own["rho"][0].mean(), made.own["delta"][0].exp().mean()
-    last = inputs.rows(Scales.of(inputs).row(inputs).argmax(keepdim=True))
+    last = inputs.rows(Scales.of(Features(LINE), inputs).row(inputs).argmax(keepdim=True))
     beyond = Inputs(last.F, last.on, last.S + 1, last.cell + 10)
     points = [made.points(made.embed(at)) for at in (last, beyond)]
     (before, cross), (_, own) = [[float(made.treatment.kernel(a, b, made.own)) for b in points] for a in points]

@@ -1,6 +1,10 @@
 """Checkpoints: what goes in comes out, whole, or the one before it does."""
 
+import io
 import math
+import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -98,3 +102,130 @@ def test_only_the_newest_two_are_kept_and_only_for_their_owner(tmp_path):
     assert len(list(tmp_path.iterdir())) == checkpoint.KEPT
     assert path.stat().st_mode & 0o777 == 0o600
     assert checkpoint.load(tmp_path) == {"step": 4}
+
+
+def test_a_later_attempts_checkpoints_are_the_newer_ones_whatever_an_earlier_one_still_writes(tmp_path):
+    for step in range(4):
+        checkpoint.save(tmp_path, {"step": step}, attempt=1)
+    checkpoint.save(tmp_path, {"step": 9}, attempt=2)
+    checkpoint.save(tmp_path, {"step": 10}, attempt=2)
+    for step in range(4, 8):
+        checkpoint.save(tmp_path, {"step": step}, attempt=1)
+
+    assert checkpoint.load(tmp_path) == {"step": 10}
+    assert len(list(tmp_path.iterdir())) == checkpoint.KEPT
+
+
+def test_checkpoints_from_before_names_had_attempts_are_read_and_older_than_all_others(tmp_path):
+    checkpoint.save(tmp_path, {"step": 1}).rename(tmp_path / "checkpoint-000007.zip")
+    assert checkpoint.load(tmp_path) == {"step": 1}
+    assert checkpoint.save(tmp_path, {"step": 2}).name == "checkpoint-001-000008.zip"
+    assert checkpoint.load(tmp_path) == {"step": 2}
+
+
+def kept(folder, attempt, text):
+    fresh = checkpoint.begin_files(folder)
+    (fresh / "weights").write_text(text)
+    return checkpoint.keep_files(folder, fresh, attempt)
+
+
+def test_of_folders_with_own_files_the_newest_of_the_latest_attempt_is_kept(tmp_path):
+    kept(tmp_path, 1, "a")
+    kept(tmp_path, 2, "b")
+    kept(tmp_path, 1, "late")
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "weights").read_text() == "b"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_comes_back_from_its_archive_with_all_that_was_in_it(tmp_path):
+    folder = tmp_path / "from"
+    (folder / "deep" / "empty").mkdir(parents=True)
+    (folder / "deep" / "weights").write_bytes(b"w" * 100)
+    checkpoint.archive_folder(folder, tmp_path / "archive.zip")
+    checkpoint.unpack_folder(tmp_path / "archive.zip", tmp_path / "to")
+
+    names = lambda root: sorted(str(path.relative_to(root)) for path in root.rglob("*"))  # noqa: E731
+    assert names(tmp_path / "to") == names(folder) == ["deep", "deep/empty", "deep/weights"]
+    assert (tmp_path / "to" / "deep" / "weights").read_bytes() == b"w" * 100
+    assert (tmp_path / "archive.zip").stat().st_mode & 0o777 == 0o600
+
+
+# ------------------------------------------------------------------------------------------- files made by an enemy
+
+
+class Evil:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def crafted(path, tree, **members):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tree.json", tree)
+        for name, data in members.items():
+            archive.writestr(name.replace("_", "."), data)
+
+
+def evil_array(path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Evil(path)], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def evil_tensors(path):
+    buffer = io.BytesIO()
+    torch.save([Evil(path)], buffer)
+    return buffer.getvalue()
+
+
+CRAFTED = {
+    "an array of objects": lambda ran: ('["array",0]', {"0_npy": evil_array(ran)}),
+    "tensors that are a pickle": lambda ran: ('["tensor",0]', {"tensors_pt": evil_tensors(ran)}),
+    "a bare pickle for tensors": lambda ran: ('["tensor",0]', {"tensors_pt": pickle.dumps(Evil(ran), protocol=2)}),
+    "a bare pickle for an array": lambda ran: ('["array",0]', {"0_npy": pickle.dumps(Evil(ran))}),
+    "an unknown tag": lambda ran: ('["python","os.system"]', {}),
+    "a nesting without end": lambda ran: ("[" * 100_000, {}),
+    "an index that is none": lambda ran: ('["tensor","x"]', {}),
+}
+
+
+@pytest.mark.parametrize("how", CRAFTED)
+def test_nothing_in_a_crafted_checkpoint_runs_and_the_one_before_is_taken(tmp_path, how):
+    folder, ran = tmp_path / "trial", tmp_path / "ran"
+    checkpoint.save(folder, {"step": 1})
+    tree, members = CRAFTED[how](ran)
+    crafted(folder / "checkpoint-001-000002.zip", tree, **members)
+
+    with pytest.warns(UserWarning, match="checkpoint-001-000002.zip is damaged"):
+        assert checkpoint.load(folder) == {"step": 1}
+    assert not ran.exists()
+
+
+def test_the_crafted_payloads_would_run_if_they_were_unpickled(tmp_path):
+    pickle.loads(pickle.dumps(Evil(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out", "..", "a\\..\\out"])
+def test_an_archive_writes_nothing_outside_its_folder(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("fine", "x")
+        archive.writestr(zipfile.ZipInfo(name), "x")
+    with pytest.raises(ValueError, match="would land outside"):
+        checkpoint.unpack_folder(tmp_path / "evil.zip", tmp_path / "deep" / "to")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.zip"]
+
+
+def test_a_link_in_an_archive_becomes_a_plain_file(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    checkpoint.unpack_folder(tmp_path / "evil.zip", tmp_path / "to")
+    assert not (tmp_path / "to" / "link").is_symlink()
+    assert (tmp_path / "to" / "link").read_text() == "/etc/passwd"

@@ -168,6 +168,25 @@ def test_the_level_of_an_unseen_scale_is_extrapolated_with_a_wide_deviation() ->
     assert float(runs.outcome.level(runs.place(SMALL)).sd) == 0.0
 
 
+def test_what_is_foretold_of_an_unseen_scale_goes_by_the_law_of_the_others_and_leaves_limits_alone() -> None:
+    axis = Fidelity(params=(1e6,), tokens=Real(1e6, 1e10), target={"params": 1e6, "tokens": 1e10})
+    space, trials = Space(x=Real(0, 1), fidelity=axis), []
+    for k in range(5):  # so steep a fall and so high a floor that no line on the logarithm does
+        at = axis.scale({"params": 1e6, "tokens": 1e6 * 8.0**k})
+        for x in (0.1, 0.5, 0.9):
+            metrics = {"loss": 2.0 + 3.0 * 8.0 ** (-0.5 * k) + abs(x - 0.5), "gb": 1.0}
+            trials.append(Trial(len(trials), {"x": x}, at, 0, "added", status="finished", metrics=metrics))
+    objective = Minimize("loss", subject_to=[AtMost("gb", 2.0)])
+    runs = dataset.from_history(History(space, objective, tuple(trials)))
+    place = runs.place(space.top)
+    by_line, by_law = runs.outcome.level(place), runs.outcome.foretold(place)
+    assert abs(float(by_law.best[0]) - 2.03) < 0.1 < abs(float(by_line.best[0]) - 2.03)
+    assert by_law.sd[0] < by_line.sd[0]
+    assert by_law.best[1] == by_law.sd[1] == 0.0
+    seen = runs.place(trials[0].scale)
+    assert torch.equal(runs.outcome.foretold(seen).best, runs.outcome.level(seen).best)
+
+
 def test_a_run_that_may_not_be_made_here_does_not_set_what_the_others_are_measured_by() -> None:
     tokens = Fidelity(params=(1e5, 1e6), tokens=(1e6, 1e7), target={"params": 1e6, "tokens": 1e7})
     space = Space(data=Mixture("code", "prose", supply={"code": 1e6}, max_epochs=4), fidelity=tokens)

@@ -13,12 +13,12 @@ import torch
 
 from bo import Maximize, Minimize, Pareto, Study, WeightedSum
 from bo.acquisition.acquisition import ACQUISITIONS
-from bo.objective import Objective
+from bo.objective import Function, Objective
 from bo.policies import guard, posterior
 from bo.policies.bayes import Bayes
 from bo.policies.design import SHOT
 from bo.policies.engine import Engine
-from bo.policies.ladder import Ladder
+from bo.policies.ladder import PROXY, Ladder
 from bo.policies.plan import plan
 from bo.policies.sobol import Sobol
 from bo.ports import POLICIES, History, Limits, Policy, Proposal, load
@@ -201,6 +201,23 @@ def test_a_fit_that_fails_is_replaced_by_a_space_filling_point_and_says_so(monke
 # -------------------------------------------------------------------------------------------------- each by itself
 
 
+def nothing_finite(metrics: dict[str, float]) -> float:
+    return math.nan
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_where_no_run_has_a_finite_objective_space_filling_runs_go_on(name: str) -> None:
+    policy = load(POLICIES, name, "policy")()
+    history = History(FLAT, Function(nothing_finite, metrics=("loss",)), ())
+    for i in range(6):
+        trial = Trial(
+            i, {"x": 0.1 * i, "y": 0.5, "z": 0.5}, FLAT.top, i, "sobol", status="finished", metrics={"loss": 1.0 + i}
+        )
+        history = replace(history, trials=(*history.trials, trial))
+    (proposal,) = policy.propose(history, 1, np.random.default_rng(0))
+    assert proposal.source == "sobol"
+
+
 def test_sobol_trials_depend_on_their_number_alone() -> None:
     all_at_once = Sobol().propose(History(FLAT, Minimize("loss"), ()), 6, np.random.default_rng(3))
     history = History(FLAT, Minimize("loss"), ())
@@ -351,6 +368,20 @@ def test_proxies_that_failed_are_made_again_but_not_for_ever() -> None:
     most = [replace(t, status="failed", metrics=None) if t.id % 3 else t for t in history.trials]
     (proposal,) = Ladder().propose(replace(history, trials=tuple(most)), 1, np.random.default_rng(0))
     assert proposal.source == "ladder/target"
+
+
+def test_runs_of_another_study_take_the_place_of_no_proxy() -> None:
+    planned = Ladder().plan(History(DRIFT, Minimize("loss"), ())).proxies
+    configs = DRIFT.sample(np.random.default_rng(0), len(planned))
+    added = tuple(
+        Trial(i, config, scale, i, "added", status="finished", metrics=drifting(config, scale, i))
+        for i, (config, scale) in enumerate(zip(configs, planned, strict=True))
+    )
+    theirs = tuple(replace(trial, source="prior", study="other") for trial in added)
+    for trials, source in ((added, "ladder/target"), (theirs, PROXY)):
+        given = History(DRIFT, Minimize("loss"), trials)
+        (proposal,) = Ladder().propose(given, 1, np.random.default_rng(0))
+        assert proposal.source == source
 
 
 def test_the_ladder_climbs_from_proxies_to_predicted_target_runs() -> None:

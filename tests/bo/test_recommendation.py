@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_runs_of_one_config_under_other_seeds_are_replicates_of_one_point() -> N
 
 def test_of_those_tried_only_runs_at_the_scale_count_where_there_are_any() -> None:
     small, top = history([0.3, 0.5, 0.1], None, SCALED, SMALL).trials, history([0.9, 0.6], None, SCALED, TOP).trials
-    both = tuple(Trial(**{**vars(trial), "id": i}) for i, trial in enumerate([*small, *top]))
+    both = tuple(replace(trial, id=i) for i, trial in enumerate([*small, *top]))
     assert found(History(SCALED, Minimize("loss"), both), tried=True).trial == 4
     below = found(History(SCALED, Minimize("loss"), both[:3]), tried=True)
     assert below.trial in (0, 1, 2)
@@ -102,6 +103,26 @@ def test_what_breaks_a_limit_or_is_not_allowed_at_the_scale_is_no_candidate() ->
     assert none.trial is None
     assert none.config["x"] <= 0.25
     assert "was not tried" in (none.note or "")
+
+
+def test_runs_of_another_study_are_candidates_only_where_this_one_has_none() -> None:
+    ran = history([0.2, 0.8], space=SCALED, scale=TOP)
+    theirs = tuple(replace(trial, id=9, source="prior", study="other") for trial in ran.trials)
+    small = replace(ran.trials[0], scale=SMALL)
+    for trials, expected in (((*theirs, *ran.trials), [0, 1]), ((*theirs, small), [0]), (theirs, [9, 9])):
+        assert [trial.id for trial in candidates(trials, Minimize("loss"), TOP, SCALED.at(TOP))] == expected
+
+
+def test_scales_on_a_line_to_the_target_tell_how_the_best_moves_there() -> None:
+    ranges = Fidelity(params=Real(1e5, 1e8), tokens=Real(1e6, 1e9), target={"params": 1e8, "tokens": 1e9})
+    space = Space(x=Real(0, 1), fidelity=ranges)
+    cells = [ranges.scale({"params": 1e5 * 4.0**k, "tokens": 1e6 * 4.0**k}) for k in range(5)]
+    ran = [trial for cell in cells for trial in history([0.2, 0.5, 0.9], space=space, scale=cell).trials]
+    told = replace(history([], space=space), trials=tuple(ran))
+    on = ranges.scale({"params": 1e5 * 4.0**4.2, "tokens": 1e6 * 4.0**4.2})
+    off = ranges.scale({"params": 1e5 * 4.0**4.2, "tokens": 1e6 * 4.0**3})
+    assert found(told, on).guess is None
+    assert "no runs tell how the best moves with tokens alone" in (found(told, off).guess or "")
 
 
 def test_without_a_model_it_is_the_best_run_that_is_allowed() -> None:

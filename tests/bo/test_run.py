@@ -1,6 +1,7 @@
 """The loop: it fills the executor, ends where it was told to, and no bad day costs a result."""
 
 import contextlib
+import itertools
 import math
 
 import pytest
@@ -52,9 +53,24 @@ def test_it_stops_at_a_target_value_after_patience_and_after_hours(study):
     assert len(study.trials) == 1
     assert run(study, lambda trial: {"loss": 1.0 + trial.id}, patience=3) == "patience"
     assert study.best().id + 3 <= len(study.trials) - 1
-    ticks = iter(range(0, 10**9, 1200))  # every look at the clock finds it 20 minutes later
-    study._journal.clock = lambda: float(next(ticks))
-    assert run(study, bowl, hours=2.0) == "hours"
+    assert run(study, bowl, hours=2.0, clock=ticking(1200)) == "hours"
+
+
+def ticking(seconds):
+    """A clock that every look finds so much later."""
+    ticks = itertools.count()
+    return lambda: seconds * next(ticks)
+
+
+def test_hours_are_measured_by_a_clock_that_does_not_run_backwards(tmp_path):
+    """The study's own clock tells the time of day, which may be set back; it is in the journal and nowhere else."""
+    backwards = itertools.count(2_000_000_000, -3600)
+    with Study.create(
+        tmp_path / "s", SPACE, objective=Minimize("loss"), policy="sobol", clock=lambda: float(next(backwards))
+    ) as study:
+        assert run(study, bowl, hours=2.0, clock=ticking(600)) == "hours"
+        assert run(study, bowl, n_trials=len(study.trials) + 2, hours=2.0) == "limits"
+        assert Study.open(study.folder).trials == study.trials
 
 
 def test_one_that_raises_is_failed_with_its_traceback_and_the_others_go_on(study):
@@ -160,10 +176,16 @@ def test_a_stop_from_another_terminal_is_heard_after_the_hours_are_over(study):
         def wait(self, deliver, timeout):
             request_stop(study.folder)
 
-    assert run(study, bowl, executor=Slow(), hours=1e-9, n_trials=1) in ("hours", "stopped")
-    study.ask(1)
-    assert run(study, bowl, executor=Slow(), hours=1e-9) == "stopped"
+    assert run(study, bowl, executor=Slow(), hours=1.0, n_trials=1, clock=ticking(600)) == "stopped"
     assert len(study.running) == 1
+
+
+def test_after_the_hours_nothing_starts_and_what_was_asked_for_stays_so(study):
+    study.ask(2)
+    assert run(study, bowl, hours=1e-9, clock=ticking(600)) == "hours"
+    assert [t.status for t in study.trials] == ["running", "running"]
+    assert run(study, bowl, n_trials=2) == "limits"
+    assert [t.status for t in study.trials] == ["finished", "finished"]
 
 
 def test_patience_counts_results_as_they_came_and_ends_a_sweep_without_a_best(study):
@@ -263,7 +285,7 @@ class Unlucky:
 
 
 def test_a_lost_worker_is_retried_and_its_late_messages_are_dropped(study):
-    run(study, bowl, executor=Unlucky(2), n_trials=3)
+    run(study, bowl, executor=Unlucky(2), n_trials=3, clock=ticking(60))
 
     assert [(t.status, t.attempt) for t in study.trials] == [("finished", 3)] * 3
     assert all(t.metrics["loss"] >= 1.0 for t in study.trials)
@@ -271,14 +293,26 @@ def test_a_lost_worker_is_retried_and_its_late_messages_are_dropped(study):
 
 def test_a_worker_that_is_lost_every_time_fails_its_trial(study):
     with pytest.raises(TrainingBroken, match="Its worker was lost 4 times, the last time by signal 9"):
-        run(study, bowl, executor=Unlucky(99), n_trials=3)
+        run(study, bowl, executor=Unlucky(99), n_trials=3, clock=ticking(60))
 
 
 def test_a_machine_that_is_taken_away_does_not_count_against_its_trial(study):
-    run(study, bowl, executor=Unlucky(9, innocent=True), n_trials=1)
+    run(study, bowl, executor=Unlucky(9, innocent=True), n_trials=1, clock=ticking(60))
 
     assert [(t.status, t.attempt, t.losses) for t in study.trials] == [("finished", 10, 0)]
     assert Study.open(study.folder).trials == study.trials
+
+
+def test_a_lost_trial_that_is_asked_to_end_does_not_start_again(study):
+    class Watched(Unlucky):
+        def wait(self, deliver, timeout):
+            super().wait(deliver, timeout)
+            if study.trial(0).attempt == 2:
+                request_stop(study.folder, 0)
+
+    run(study, bowl, executor=Watched(1), n_trials=2, clock=ticking(0.1))
+
+    assert [(t.status, t.attempt) for t in study.trials] == [("stopped", 2), ("finished", 2)]
 
 
 class Cursed:
@@ -316,7 +350,7 @@ class Cursed:
 
 def test_a_hopeless_run_ends_although_a_lost_trial_waits_for_its_next_attempt(study):
     with pytest.raises(TrainingBroken, match="3 trials failed one after another, the last, trial 3"):
-        run(study, bowl, executor=Cursed(), n_trials=50)
+        run(study, bowl, executor=Cursed(), n_trials=50, clock=ticking(60))
     assert [t.id for t in study.running] == [0]
     run(study, bowl, n_trials=5)
     assert study.trial(0).attempt == 4

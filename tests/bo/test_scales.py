@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bo import Minimize, dataset
+from bo import AtMost, Minimize, dataset
 from bo.policies import guard, posterior
 from bo.policies.bayes import Bayes
 from bo.policies.design import SHOT, reproducible
@@ -19,8 +20,9 @@ from bo.policies.optimum import sampled
 from bo.ports import History, Limits
 from bo.surrogates import drift
 from bo.surrogates.scale_shift import ScaleShiftGP
+from bo.surrogates.surrogate import DRIFTING, SURROGATES
 from bo.trial import Trial
-from search_spaces import Fidelity, Real, Scale, Space
+from search_spaces import Choice, Fidelity, Real, Scale, Space
 
 SCALES = Fidelity(params=(1e6, 2e6, 4e6, 8e6), tokens=(1e8, 2e8, 4e8), target={"params": 8e6, "tokens": 4e8})
 SPACE = Space(lr=Real(1e-4, 1e-1, log=True), depth=Real(0.0, 1.0), fidelity=SCALES)
@@ -86,6 +88,19 @@ def test_along_directions_that_the_scales_do_not_span_no_drift_is_reported() -> 
         assert {e.axis for e in drift.exponents(gp, drift.drawn(gp, 2))} == {"params"}
 
 
+def test_cells_that_are_off_a_line_by_rounding_alone_span_no_more_than_the_line() -> None:
+    params = torch.tensor([101_000.0, 998_000.0, 9_980_000.0], dtype=torch.float64)
+    tokens = (20 * params / 65536).round() * 65536
+    places = torch.stack([(params / 1e9).log2(), (tokens / 2e10).log2()], dim=-1)
+    on, off = torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    assert drift.spanned(places) == [False, False]
+    assert drift.leads(places, on)
+    assert not drift.leads(places, off)
+    assert drift.leads(places, places[0])
+    assert drift.leads(torch.stack([off, on]), 3 * off + 0.01)  # no scale is as it was meant to be
+    assert not drift.leads(on[None], off)
+
+
 def test_a_law_moves_the_optimum_where_runs_say_nothing_and_gives_way_where_they_do() -> None:
     one_cell = history(ran([SPANNING[0]], 12))
     wrong = Engine(law={"kind": "exponents", "exponents": {"lr": {"params": 1.0, "tokens": 1.0}}})
@@ -109,6 +124,23 @@ def test_a_law_of_something_that_the_space_does_not_have_is_refused() -> None:
         Bayes(law=law).check(SPACE, Minimize("loss"))
     with pytest.raises(ValueError, match="kind"):
         Ladder(law={"lr": 1.0}).check(SPACE, Minimize("loss"))
+
+
+@pytest.mark.parametrize("name", [name for name in SURROGATES if name != "hamiltonian_network"])  # it takes long
+def test_a_law_counts_in_the_models_that_have_drifts_and_is_refused_for_the_others(name: str) -> None:
+    law = {"kind": "exponents", "exponents": {"lr": {"params": (-1.0, 0.001)}}}
+    data = dataset.from_history(history(ran(SPANNING[:2], 5)))
+    X, means = torch.tensor([[0.5, 0.5], [0.2, 0.1]], dtype=torch.float64), []
+    for engine in (Engine(surrogate=name), Engine(surrogate=name, law=law)):
+        with reproducible(np.random.default_rng(0)):
+            means.append(posterior.fit(data, SPACE.top, None, engine)[0].at(SPACE.top).mean(X))
+    if name in DRIFTING:
+        engine.check(SPACE, Minimize("loss"))
+        assert not torch.equal(*means)
+    else:
+        with pytest.raises(ValueError, match="does not have"):
+            engine.check(SPACE, Minimize("loss"))
+        assert torch.equal(*means)
 
 
 # ---------------------------------------------------------------------------------------------------- extrapolation
@@ -141,10 +173,33 @@ def test_samples_of_the_optimum_are_nearer_to_it_the_more_is_known() -> None:
             best = sampled(model, SPACE.top, truth, np.random.default_rng(0))
         spreads.append(float((best.points - truth)[:, 0].abs().mean()))
         assert (best.shortfall >= 0).all()
-        cover = best.cover(truth, 3, np.random.default_rng(0))
+        cover = best.cover(truth, 3, np.random.default_rng(0), best.points[:0])
         assert torch.equal(cover[0], truth)
         assert len(torch.unique(cover, dim=0)) == 3
     assert spreads[1] < spreads[0]
+
+
+def test_what_covers_the_optimum_of_a_few_options_has_each_but_once_and_none_that_was_tried() -> None:
+    space = Space(kind=Choice(["a", "b", "c"]), fidelity=SCALES)
+    trials = tuple(
+        Trial(i, {"kind": "abc"[i % 3]}, SPANNING[0], 0, "added", 0.0, "finished", metrics={"loss": 2.0 + i % 5})
+        for i in range(9)
+    )
+    given = History(space, Minimize("loss"), trials)
+    found = Ladder(proxy_cap=0.0).propose(given, 5, np.random.default_rng(0))
+    covering = [proposal.config["kind"] for proposal in found if proposal.source == SHOT]
+    assert sorted(covering) == ["a", "b", "c"]
+    lost = Trial(9, {"kind": covering[1]}, space.top, 0, "bayes", 1.0, "failed")
+    again = Ladder(proxy_cap=0.0).propose(replace(given, trials=(*trials, lost)), 5, np.random.default_rng(0))
+    assert covering[1] not in [proposal.config["kind"] for proposal in again if proposal.source == SHOT]
+
+
+def test_a_recipe_of_the_users_at_the_target_leaves_a_batch_that_covers_where_the_best_may_lie() -> None:
+    recipe = Trial(50, {"lr": 1e-3, "depth": 0.8}, SPACE.top, 0, "enqueued", 1.0, "finished", metrics={"loss": 3.0})
+    two = ran(SPANNING[:2], 6)
+    for trials in (two, (*two, recipe)):
+        found = Ladder(proxy_cap=0.0).propose(history(trials), 3, np.random.default_rng(0))
+        assert [proposal.note for proposal in found] == [posterior.COVER] * 3
 
 
 # ------------------------------------------------------------------------------------------------------- other studies
@@ -196,6 +251,58 @@ def test_proxies_that_span_the_axes_are_trusted_until_the_target_refutes_them() 
     for told, trusted in ((as_foretold, True), (far_worse, False)):
         now = history((*trials, told))
         assert guard.spanning(dataset.from_history(now), now).trusted is trusted
+
+
+def test_proxies_are_refuted_by_a_second_run_at_the_target_that_diverged_while_none_has_finished() -> None:
+    trials, chosen = ran(SPANNING, 8), []
+    for i, trusted in enumerate((True, False)):
+        (first,) = Ladder(proxy_cap=0.0).propose(history((*trials, *chosen)), 1, np.random.default_rng(i))
+        assert first.source == "ladder/target"
+        chosen.append(Trial(200 + i, first.config, SPACE.top, 0, "ladder/target", 1.0, "diverged"))
+        now = history((*trials, *chosen))
+        assert guard.spanning(dataset.from_history(now), now).trusted is trusted
+    (later,) = Ladder(proxy_cap=0.0).propose(now, 1, np.random.default_rng(2))
+    assert later.source == "sobol"
+    assert "all 2 runs that they chose there diverged" in (
+        Ladder().recommend(now, SPACE.top, np.random.default_rng(0)).trust or ""
+    )
+    done = replace(chosen[0], id=202, status="finished", metrics={"loss": loss(chosen[0].config, SPACE.top)})
+    now = history((*trials, *chosen, done))
+    assert guard.spanning(dataset.from_history(now), now).trusted, "beside one as good as was foretold"
+
+
+def test_what_breaks_a_limit_at_the_target_does_not_hide_that_proxies_misled() -> None:
+    def with_memory(trials: tuple[Trial, ...], gb: float) -> tuple[Trial, ...]:
+        return tuple(replace(t, metrics={**(t.metrics or {}), "gb": gb}) for t in trials)
+
+    chosen = tuple(
+        Trial(200 + i, {"lr": 1e-3, "depth": 0.5}, SPACE.top, 0, "ladder/target", 1.0, "finished", metrics=metrics)
+        for i, metrics in enumerate(({"loss": 40.0, "gb": 10.0}, {"loss": 1.0, "gb": 90.0}))
+    )
+    limited = Minimize("loss", subject_to=[AtMost("gb", 80.0)])
+    for told, trusted in ((chosen, False), (chosen[1:], True)):
+        now = History(SPACE, limited, (*with_memory(ran(SPANNING, 8), 10.0), *told))
+        assert guard.spanning(dataset.from_history(now), now).trusted is trusted
+
+
+def test_beside_proxies_of_its_own_a_study_leaves_out_another_that_does_not_foretell_them() -> None:
+    own, (first, *rest) = ran(SPANNING, 6), ran(SPANNING, 6, seed=1, study="faithful")
+    values = [t.metrics["loss"] for t in (first, *rest) if t.metrics]
+    negated = tuple(
+        replace(t, study="negated", metrics={"loss": max(values) + min(values) - value})
+        for t, value in zip((first, *rest), values, strict=True)
+    )
+    theirs = (first, *rest, *negated)
+    both = history((*own, *theirs))
+    assert guard.misled(both, Engine()) == ("negated",)
+    assert guard.misled(history(theirs), Engine()) == ()  # nothing of its own to judge them by
+    (alone,), (beside,) = (
+        Ladder(proxy_cap=0.0).propose(history(trials), 1, np.random.default_rng(0))
+        for trials in (own, (*own, *negated))
+    )
+    assert alone.config == beside.config
+    found = Ladder().recommend(both, SPACE.top, np.random.default_rng(0))
+    assert "without negated, by which the runs of this study are foretold worse" in (found.trust or "")
 
 
 def test_a_source_that_foretells_the_target_comes_back_in() -> None:

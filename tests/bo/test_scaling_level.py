@@ -84,6 +84,20 @@ def test_intervals_cover_the_largest_cells_of_the_published_runs() -> None:
     assert 0.8 <= np.mean(hits) <= 0.97
 
 
+@pytest.mark.parametrize("bend", [0.0, 0.02])
+def test_draws_cover_the_target_and_are_narrower_than_a_normal_with_their_deviation(bend) -> None:
+    hits, wide = [], []
+    for S, y in surfaces(120, bend):
+        level = Level.fit(S[:-1], y[:-1], NOISE * y[:-1])
+        (mean, sd), draws = level.predict(S[-1]), level.draws(S[-1], 4096)
+        assert draws.mean() == pytest.approx(mean, abs=0.1 * sd)
+        low, high = np.quantile(draws, [0.05, 0.95])
+        hits.append(low <= y[-1] <= high)
+        wide.append((high - low) / (2 * Z90 * sd))
+    assert 0.8 <= np.mean(hits) <= 0.99
+    assert np.median(wide) < 0.95
+
+
 def test_it_is_what_plain_integration_over_the_prior_gives() -> None:
     S = np.array([[-6.0, -5.0], [-4.0, -5.0], [-5.0, -2.0], [-2.0, -1.0]])
     y = 2 + 0.4 * 2 ** (-0.3 * S[:, 0]) + 0.3 * 2 ** (-0.25 * S[:, 1]) + 0.01 * np.sin(3 * S[:, 0])

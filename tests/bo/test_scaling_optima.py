@@ -37,6 +37,12 @@ def dense():
     return np.log2(lr), np.log2(batch), np.log2(np.stack([n, d], axis=1)), loss, cells
 
 
+def test_of_no_axis_there_is_no_exponent() -> None:
+    found = fit([1.0, 3.0, 9.0], np.zeros((3, 0)), [2.0, 2.001, 3.0], [0, 0, 0], ())
+    assert (found.exponents, found.rank, found.runs) == ({}, 0, 2)
+    assert found.at({}) == pytest.approx(2.0**2)
+
+
 def test_it_is_the_step_laws_fit_to_its_published_runs(dense) -> None:
     lr, batch, places, loss, cells = dense
     if len(np.unique(cells)) < 17:

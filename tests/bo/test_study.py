@@ -1,5 +1,6 @@
 """The study: what is told stays told, is what the journal folds to, and wrong values are refused at the door."""
 
+import errno
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from bo import AtMost, Diverged, JournalError, Maximize, Minimize, Pareto, Proposal, Study, WeightedSum
 from bo import journal as journals
+from bo import state
 from bo.elsewhere import Run, Runs
 from bo.events import to_line
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Schedule, Space
@@ -229,6 +232,102 @@ def test_a_reopened_study_is_the_same_and_opening_changes_nothing(study):
     assert again.training == {"file": "train.py", "sha256": "00", "args": ["--fast"]}
     assert again.space == SPACE
     assert {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()} == before
+
+
+def writes(monkeypatch):
+    """How often the disk is asked to keep what it was given, from here on."""
+    calls, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append(descriptor), fsync(descriptor))[1])
+    return calls
+
+
+def test_changes_made_together_are_one_write_and_seen_at_once(study, monkeypatch):
+    one, two = ask(study), ask(study)
+    calls, size = writes(monkeypatch), (study.folder / "journal.jsonl").stat().st_size
+    with study.together():
+        study.report(one.id, 1, {"loss": 2.0})
+        study.tell(one.id, {"loss": 1.0})
+        with study.together():
+            study.tell(two.id, {"loss": 3.0})
+        assert study.best().id == 0
+        assert calls == []
+        assert (study.folder / "journal.jsonl").stat().st_size == size
+    assert len(calls) == 1
+    assert Study.open(study.folder).trials == study.trials
+    with study.together():
+        study.tell(one.id, {"loss": 1.0})
+    assert len(calls) == 1, "nothing has changed"
+
+
+def test_of_changes_made_together_all_or_none_are_on_the_disk(study, monkeypatch):
+    one, two = ask(study), ask(study)
+    before = (study.folder / "journal.jsonl").read_bytes(), tuple(study.trials)
+    whole = os.pwrite
+
+    def full(descriptor, data, offset):
+        if len(data) > 100:
+            return whole(descriptor, data[:100], offset)  # into the second line
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(JournalError, match="No space left on device"), study.together():  # noqa: PT012
+        study.tell(one.id, {"loss": 1.0})
+        study.tell(two.id, {"loss": 2.0})
+    assert ((study.folder / "journal.jsonl").read_bytes(), tuple(study.trials)) == before
+    monkeypatch.undo()
+
+    study.tell(two.id, {"loss": 2.0})
+    assert Study.open(study.folder).trials == study.trials
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_was_changed_together_before_an_error_stays(study, error):
+    one, two = ask(study), ask(study)
+    with pytest.raises(error), study.together():  # noqa: PT012
+        study.tell(one.id, {"loss": 1.0})
+        raise error
+    assert [trial.status for trial in study.trials] == ["finished", "running"]
+    study.tell(two.id, {"loss": 2.0})
+    assert Study.open(study.folder).trials == study.trials
+
+
+@pytest.mark.parametrize("place", ["ftruncate", "pwrite", "fsync", "apply"])
+@pytest.mark.parametrize("before", [True, False])
+def test_after_ctrl_c_anywhere_in_a_change_the_study_is_what_the_disk_holds_and_goes_on(
+    study, monkeypatch, place, before
+):
+    module = state if place == "apply" else os
+    real = getattr(module, place)
+
+    def interrupted(*arguments):
+        monkeypatch.undo()
+        if not before:
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    ask(study)
+    monkeypatch.setattr(module, place, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.tell(0, {"loss": 1.0})
+
+    assert Study.open(study.folder).trials == study.trials
+    study.tell(ask(study).id, {"loss": 2.0})
+    again = Study.open(study.folder)
+    assert again.trials == study.trials
+    assert len(again.ended) == len({trial.id for trial in again.ended})
+
+
+def test_after_ctrl_c_before_a_group_is_written_nothing_of_it_is_written_later(study, monkeypatch):
+    ask(study)
+    commit = study._journal.commit
+    monkeypatch.setattr(study._journal, "commit", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), study.together():
+        study.tell(0, {"loss": 1.0})
+    monkeypatch.setattr(study._journal, "commit", commit)
+
+    assert study.trial(0).status == "running"
+    study.tell(0, {"loss": 2.0})
+    assert [trial.metrics for trial in Study.open(study.folder).ended] == [{"loss": 2.0}]
 
 
 changes = st.sampled_from(

@@ -144,7 +144,7 @@ def test_no_gradient_is_missing_or_infinite(name: str) -> None:
         assert torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", set(SURROGATES) - STEPS)
+@pytest.mark.parametrize("name", sorted(set(SURROGATES) - STEPS))
 def test_gradients_agree_with_differences(name: str) -> None:
     surrogate = smooth(name).surrogate
     x = torch.tensor([0.11, 0.42, 0.83], dtype=torch.float64, requires_grad=True)
@@ -316,7 +316,7 @@ def test_metrics_are_fitted_apart(name: str) -> None:
     assert (both.T - truth).square().mean(0).sqrt().max() < 0.35
 
 
-@pytest.mark.parametrize("name", set(SURROGATES) - ONE_SCALE)
+@pytest.mark.parametrize("name", sorted(set(SURROGATES) - ONE_SCALE))
 def test_runs_of_another_scale_are_told_apart(name: str) -> None:
     space = Space(
         x=Real(0.0, 1.0), fidelity=Fidelity(params=(1e5, 1.6e6), tokens=(1e6,), target={"params": 1.6e6, "tokens": 1e6})

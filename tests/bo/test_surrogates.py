@@ -332,6 +332,9 @@ def test_hyperparameters_of_many_runs_are_fitted_to_some_of_every_cell() -> None
     counts = torch.bincount(torch.clamp(cell[:80], max=2)[rows])
     assert counts.max() - counts.min() <= 1
     assert torch.equal(scale_shift.few(Features(RICH)(X, S, cell), 200), torch.arange(90))
+    alone = scale_shift.few(Features(RICH)(X, S, torch.arange(90)), 30)  # every run has a scale of its own
+    assert len(alone) == 30
+    assert (alone.diff() <= 4).all()
 
 
 def test_with_one_cell_it_is_the_plain_matern_kernel() -> None:

@@ -86,6 +86,15 @@ def test_the_box_doubles_after_three_successes_and_halves_when_patience_is_out()
     assert fold(with_losses([*start, *[4.0 - 1e-6] * 4]), 3, 4).side == SIDE / 2
 
 
+def test_runs_of_another_study_move_no_box() -> None:
+    own = with_losses([5.0, 4.0, 3.0, 2.0])
+    theirs = tuple(replace(t, source="prior", study="other") for t in with_losses([1.0, 2.0] * 20).trials)
+    both = replace(own, trials=(*theirs, *own.trials))
+    (here, beside) = (fold(each, 2, 4) for each in (own, both))
+    assert (beside.side, beside.restarts) == (here.side, here.restarts)
+    assert beside.members(both, ("finished",)) == 4
+
+
 def test_a_box_that_has_become_too_small_starts_again_elsewhere_and_says_so() -> None:
     history = with_losses([1.0, 2.0, 3.0, *[5.0] * 14, 4.0])
     policy = TrustRegion(n_init=3, patience=2)

@@ -121,3 +121,17 @@ def test_a_search_with_a_source_makes_target_runs_alone_and_is_told_of_its_price
     assert found.cost == pytest.approx(guard.RUNS / 16)
     assert found.regrets[0] < 2.0, "what a faithful source says is near"
     assert Search(TABLES, cell, "none", "alone", 0)().regrets == alone.regrets
+
+
+@needs_tables
+@left_open
+def test_a_planned_ladder_pays_for_its_own_proxies_and_not_for_the_prior_beside_them():
+    cell = guard.cells(TABLES)["moe"][2]
+    rows = [Search(TABLES, cell, kind, guard.PLANNED, 0)() for kind in ("none", "alone", "faithful")]
+    without, alone, beside = rows
+    assert (alone.proxies, alone.cost) == (0, 0.0)
+    assert without.proxies == beside.proxies > 0
+    assert without.cost == beside.cost == pytest.approx(without.proxies * guard.PRICE)
+    lines = guard.report({row.key: row for row in rows}, ("faithful",), (guard.PLANNED,)).splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["target", "no", "faithful"]
+    assert "more than alone, proxies included" in lines[4]

@@ -3,6 +3,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,6 +235,25 @@ def test_the_best_of_equal_tables_is_the_same_at_both_scales(folder):
     found = regmix_drift.among_runs(small, large)
     assert found["the best is the same"] == 1
     assert found["copying costs, %"] == [0, 0]
+
+
+def test_the_drift_in_the_simplex_stands_beside_what_a_second_search_at_one_scale_says(monkeypatch):
+    best = {("1M", 0): [0.5, 0.5], ("60M", 0): [0.7, 0.3], ("60M", 1): [0.6, 0.4]}
+
+    def lowest(folder, number, scale, everything, again=0):
+        return np.array(best[scale, again]), 2.0 + 0.02 * again
+
+    emulator = SimpleNamespace(losses=lambda X: np.full((1, 1), 2.1))
+    monkeypatch.setattr(regmix_drift, "lowest", lowest)
+    monkeypatch.setattr(regmix_drift, "emulator", lambda folder, everything: emulator)
+    monkeypatch.setattr(regmix_drift, "objectives", lambda: np.ones((3, 1)))
+    assert regmix_drift.in_the_simplex(Path(), ["a", "b"]) == {
+        "apart": "0.20 (0.20 to 0.20)",
+        "two searches at 60M apart": "0.10 (0.10 to 0.10)",
+        "copying costs, %": "5.00 (5.00 to 5.00)",
+        "the other search costs, %": "1.00 (1.00 to 1.00)",
+        "shares that move": {"a": "0.20 (0.20 to 0.20)", "b": "-0.20 (-0.20 to -0.20)"},
+    }
 
 
 @needs_tables

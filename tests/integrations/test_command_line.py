@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bo import Study, ports
+from bo import Study, journal, ports
 from integrations.command_line import main
 
 FILE = """
@@ -179,7 +179,7 @@ def start(*words):
     command = [sys.executable, "-m", "integrations.command_line", "run", "job.py", *words]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    until(lambda: Path("studies/job/journal.jsonl").exists() and len(Study.open("studies/job").trials) >= 3)
+    until(lambda: journal.exists(Path("studies/job")) and len(Study.open("studies/job").trials) >= 3)
     return process
 
 
@@ -231,10 +231,10 @@ def test_a_recommendation_keeps_to_a_function_of_the_training_file(file, capsys)
     file.write_text(text.replace('"code": 0.5, "prose": 0.5', '"code": 0.75, "prose": 0.25'))
     assert windtunnel() == 0
     capsys.readouterr()
-    assert main(["recommend", "studies/job", "--json"]) == 0
+    assert main(["recommend", "studies/job", "--json", "--file", "job.py"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["data"]["code"] >= 0.75
     file.write_text(file.read_text().replace(">= 0.75]", ">= 0.5]"))
-    assert main(["recommend", "studies/job"]) == 1
+    assert main(["recommend", "studies/job", "--file", "job.py"]) == 1
     assert "The space differs from the one" in capsys.readouterr().err
 
 

@@ -120,7 +120,7 @@ def test_status_is_told_without_the_function_that_is_the_objective(tmp_path, cap
     assert "1 trials (1 finished)" in shown
     assert "best    unknown, the objective" in shown
     assert main(["best", str(tmp_path / "a")]) == 1
-    assert "is not at hand" in capsys.readouterr().err
+    assert "needs functions of its training file" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):

@@ -227,6 +227,13 @@ def test_capacity_counts_what_runs(name, opened):
     assert executor.capacity() == slots
 
 
+def test_a_study_that_nothing_is_left_of_has_nothing_to_take_up(name, opened):
+    executor = opened(name, lambda trial: {"loss": 0.0})
+    assert tuple(executor.attach([trial()])) == ()
+    (said,) = messages(executor, trial())
+    assert isinstance(said, Returned)
+
+
 def test_wait_comes_back_when_nothing_happens(name, opened):
     executor = opened(name, lambda trial: {"loss": 0.0})
     start = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from bo import AtMost, Minimize, Run, Study, WeightedSum
+from bo import AtMost, Maximize, Minimize, Run, Study, WeightedSum
 from integrations import prior_files
 from integrations.ax_runs import read_ax
 from integrations.csv_runs import read_csv
@@ -353,3 +353,11 @@ def test_a_path_is_read_by_what_lies_there(tmp_path, study):
     assert "value" in prior_files.read(tmp_path / "o.db", SPACE, several).rows[0].metrics
     with pytest.raises(ValueError, match=r"nothing does not exist; give the path of a finished study"):
         prior_files.read(tmp_path / "nothing", space, objective)
+
+
+def test_what_an_optuna_study_maximises_is_no_loss(tmp_path):
+    searched(f"sqlite:///{tmp_path / 'o.db'}", direction="maximize")
+    for objective in (Minimize("loss"), WeightedSum({"loss": 2.0})):
+        with pytest.raises(ValueError, match=r"o\.db maximizes what it calls no name, so it is not "):
+            prior_files.read(tmp_path / "o.db", SPACE, objective)
+    assert "accuracy" in prior_files.read(tmp_path / "o.db", SPACE, Maximize("accuracy")).rows[0].metrics
