@@ -444,7 +444,8 @@ def _requests(folder: Path) -> set[str]:
 
 def _named(requests: set[str]) -> set[int]:
     """The trials that are asked to end."""
-    return {int(name.removeprefix("stop-")) for name in requests if name != "stop"}
+    ids = (name.removeprefix("stop-") for name in requests)
+    return {int(id) for id in ids if id.isdecimal()}
 
 
 def _text(path: Path) -> str | None:

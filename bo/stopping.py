@@ -70,9 +70,11 @@ class Halving:
 
     def decide(self, trial: Trial, trials: Iterable[Trial], objective: Objective) -> bool:
         *_, before, step = (-1, -1, *(report.step for report in trial.reports[-2:]))
-        if self.first is not None and before >= self._rung(self.first, step):  # most reports, and they are told at once
+        known = self.first or 0.3 * (self.last or 0)
+        if known and not before < self._rung(known, step) <= step:  # most reports, and they are told at once
             return False
-        peers = [other for other in trials if other.id != trial.id and other.reports and other.scale == trial.scale]
+        at = trial.scale  # the same object in one study, where comparing would take ten times as long
+        peers = [o for o in trials if o.reports and o.id != trial.id and (o.scale is at or o.scale == at)]
         whole = (other.reports[-1].step for other in peers if other.status == "finished")
         last = self.last or min(whole, default=math.inf)
         rung = self._rung(self.first or 0.3 * last, step)

@@ -318,7 +318,7 @@ def _fetch(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _how(options: argparse.Namespace, ends: bool = False) -> str:
-    """The options that a resume has to repeat, as words; ends: also those of when to end, of which none is journaled."""
+    """The options that a resume has to repeat, as words; ends: also those of its end, which no journal has."""
     default = options.executor == "ray"
     words = [
         ("--executor", None if default else options.executor),

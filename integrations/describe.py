@@ -212,6 +212,7 @@ def summary(study: Study, how: str = "") -> str:
             lines.append(f"       windtunnel best {study.folder}   shows the front again")
         else:
             lines.append(f"       windtunnel recommend {study.folder}   gives the model's own choice, tried or not")
+        lines.append(f"       windtunnel report {study.folder}   has all of it as a page for the browser")
     return "\n".join(lines)
 
 

@@ -15,7 +15,9 @@ _NAMES = re.compile(
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"(bos|eos|pad|unk|mask|sep|cls|stop|start|end|special|per)[-_]?token$", re.IGNORECASE)
-_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/@]*@|[^\s@:/]*:[^\s@]*@)?(?P<rest>[^\s?#'\"]*)", re.I)
+_URL = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]{0,31}://)(?P<user>[^\s/@]*@|[^\s@:/]*:[^\s@]*@)?(?P<rest>[^\s?#'\"]*)", re.I
+)
 _QUERY = re.compile(r"(?<=[^\s?#'\"])[?#][^\s'\"]+")
 
 

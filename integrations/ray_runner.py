@@ -171,7 +171,7 @@ class RayRunner:
         else:
             self._make_room(idle, needs)
             seat = self._start(kind, options, needs, avoid)
-        seat.trial, seat.since = trial, time.monotonic()
+        seat.trial, seat.since, seat.looked = trial, time.monotonic(), self._awake
         if seat.heard is not None:
             seat.heard = self._awake
         self._call(seat, "place" if seat.actor is None else "run")
@@ -317,7 +317,6 @@ class RayRunner:
         elif call == "look":
             there = NodeAffinitySchedulingStrategy(seat.node, soft=False)
             ref = _at_work.options(scheduling_strategy=there).remote(seat.pid)
-            seat.looked = self._awake
         else:  # the first is answered at once, to know that it is up
             ref = seat.actor.listen.remote(seat.seen, 0.0 if seat.heard is None else self._pulse)
         seat.calls[ref] = call
@@ -336,10 +335,20 @@ class RayRunner:
                     self._call(seat, "run")  # it does nothing where it is known
                 if not seat.calling("listen"):
                     self._call(seat, "listen")
-                if seat.heard is not None and not seat.calling("look"):
-                    last = max(seat.heard, seat.looked, seat.at_work)
-                    if self._awake - last > self._silence / 2:
-                        self._call(seat, "look")
+                if not seat.calling("look"):
+                    self._look(seat)
+
+    def _look(self, seat: _Seat) -> None:
+        """Ask its node for a seat that gives no news; one that was never heard of may have been started."""
+        if self._awake - max(seat.looked, seat.at_work, seat.heard or seat.looked) <= self._silence / 2:
+            return
+        seat.looked = self._awake
+        if not seat.node:
+            if (known := _known(seat.actor)).get("State") != "ALIVE":
+                return
+            seat.node, seat.pid = known["Address"]["NodeID"], known["Pid"]
+            seat.heard = self._awake if seat.heard is None else seat.heard
+        self._call(seat, "look")
 
     def _tick(self, planned: float) -> None:
         """Count the time since the last look, as far as this process was awake and looking."""

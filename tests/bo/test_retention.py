@@ -142,7 +142,9 @@ def test_checkpoints_that_cannot_be_removed_are_warned_about_and_end_no_sweep(tm
         for id in range(2):
             study.tell(id, {"loss": 1.0})
         assert Retention(study, "none").throughout() == (0, 1)
-    assert "Checkpoints of trial 1 cannot be removed ([Errno 13] Permission denied); remove them by hand." in caplog.text
+    assert (
+        "Checkpoints of trial 1 cannot be removed ([Errno 13] Permission denied); remove them by hand." in caplog.text
+    )
 
 
 def test_an_unknown_rule_is_refused(tmp_path):

@@ -87,6 +87,13 @@ def test_without_settings_the_rungs_follow_from_the_finished_runs_of_that_scale(
     assert not any(ends(Halving(), trial(9, *[1.0] * n), [trial(id, *[0.0] * 9) for id in range(5)]) for n in range(9))
 
 
+@pytest.mark.parametrize("rule", [Halving(first=4), Halving(last=14)])
+def test_a_report_between_rungs_costs_no_look_at_the_other_runs(rule):
+    """The rungs are at 4 and 8, and at 4.2 and 8.4 steps."""
+    for n in (1, 2, 3, 6, 7, 10, 11):
+        assert not rule.decide(trial(9, *[1.0] * n), None, LOSS)
+
+
 def test_nothing_is_judged_at_the_end():
     others = [trial(id, *[0.0] * 8) for id in range(5)]
     judged = [n for n in range(1, 9) if ends(Halving(first=2, last=8), trial(9, *[1.0] * n), others)]

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bo import AtMost, Diverged, JournalError, Maximize, Minimize, Pareto, Proposal, Study, WeightedSum
+from bo import AtMost, Diverged, JournalError, Maximize, Minimize, Pareto, Proposal, Study, WeightedSum, state
 from bo import journal as journals
-from bo import state
 from bo.elsewhere import Run, Runs
 from bo.events import to_line
 from search_spaces import Choice, Fidelity, Integer, Mixture, Real, Schedule, Space

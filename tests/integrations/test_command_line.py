@@ -81,6 +81,17 @@ def test_running_again_goes_on_and_resume_extends(file, capsys):
     assert len(Study.open("studies/job").trials) == 4
 
 
+def test_what_a_resume_has_to_repeat_is_said(file, capsys):
+    windtunnel("--trials", "2", "--store", "a store")
+    store = f"--executor in-process --store '{Path.cwd()}/a store'"
+    assert f"windtunnel resume studies/job --trials 3 {store}   searches on" in capsys.readouterr().out
+    assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "3"]) == 0
+    said = f"The last run had --store, this one has not; as before: windtunnel resume studies/job {store}\n"
+    assert said in capsys.readouterr().out
+    assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "4"]) == 0
+    assert "The last run had" not in capsys.readouterr().out
+
+
 def test_arguments_after_two_dashes_reach_the_file(file):
     windtunnel("--trials", "1", "--", "--slow", "0.001")
     assert Study.open("studies/job").training["args"] == ["--slow", "0.001"]
@@ -215,11 +226,12 @@ def test_another_terminal_sees_a_running_study_stops_a_trial_and_the_sweep(file,
 @pytest.mark.parametrize("executor", sorted(ports.EXECUTORS))
 def test_ctrl_c_leaves_a_study_that_resumes(file, executor):
     workers = () if executor == "in-process" else POOL[2:4]
-    with start("--executor", executor, *workers, *POOL[4:]) as process:
+    with start("--executor", executor, *workers, "--hours", "9", *POOL[4:]) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         out = process.stdout.read()
     assert "Interrupted; every result is safe. windtunnel resume studies/job" in out
+    assert "--hours 9.0 goes on." in out
     assert "Traceback" not in out
     assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "5"]) == 0
     assert Study.open("studies/job").running == ()

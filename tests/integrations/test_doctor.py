@@ -71,6 +71,11 @@ def test_a_changed_training_file_is_noticed(study, tmp_path):
     assert verdicts(study, "is not on this machine") == ["note"]
 
 
+def test_a_journal_that_cannot_be_added_to_is_bad(study, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path == study.folder)  # for who is root may write all
+    assert verdicts(study, "journal.jsonl cannot be written by you") == ["bad"]
+
+
 def test_what_every_user_may_change_is_bad(study):
     (study.folder / journal.NAME).chmod(0o666)
     assert verdicts(study, "can be changed by every user") == ["bad"]

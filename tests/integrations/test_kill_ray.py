@@ -357,6 +357,7 @@ def test_trials_go_on_elsewhere_when_their_node_is_killed(cluster, tmp_path):
     assert count.retried == 1
 
 
+@pytest.mark.slow
 def test_a_trial_that_lost_its_process_goes_on_on_another_node_if_there_is_one(cluster, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", NODES, cluster.address, str(tmp_path)], capture_output=True, text=True, env=environment()

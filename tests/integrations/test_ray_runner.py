@@ -1,5 +1,6 @@
 """Trials on Ray; what every executor promises is in test_executors.py."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -97,6 +98,7 @@ def script(tmp_path, wait):
     )
 
 
+@pytest.mark.slow
 def test_a_ray_of_our_own_is_quiet_and_leaves_no_trace(tmp_path):
     output, _ = script(tmp_path, wait=0.0).communicate(timeout=120)
 
@@ -112,23 +114,16 @@ def listening(pid):
     sockets = {link.removeprefix("socket:[").removesuffix("]") for link in links}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            (
-                _,
-                local,
-                _,
-                state,
-                *_,
-            ) = line.split()
+            local, state = line.split()[1], line.split()[3]
             if state == "0A" and line.split()[9] in sockets:
                 found.add(local.partition(":")[0])
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-def test_a_ray_of_our_own_is_within_reach_of_this_machine_only_and_ends_with_a_killed_driver(tmp_path, pid_in, ended):
+@pytest.mark.slow
+def test_a_ray_of_our_own_ends_with_a_killed_driver(tmp_path, pid_in, ended):
     driver = script(tmp_path, wait=SECONDS)
     pids = [pid_in(tmp_path / f"pid-{id}") for id in range(2)]
-    assert listening(driver.pid) == {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1
     driver.kill()
     driver.communicate()
 
@@ -136,14 +131,17 @@ def test_a_ray_of_our_own_is_within_reach_of_this_machine_only_and_ends_with_a_k
         ended(pid, seconds=20.0)
 
 
-def test_ctrl_c_is_clean(tmp_path, pid_in, ended):
+def test_a_ray_of_our_own_is_within_reach_of_this_machine_only_and_ctrl_c_is_clean(tmp_path, pid_in, ended):
     driver = script(tmp_path, wait=SECONDS)
     pids = [pid_in(tmp_path / f"pid-{id}") for id in range(2)]
+    if sys.platform == "linux":  # asks /proc
+        assert listening(driver.pid) == {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to everything that the driver has started too
     output, _ = driver.communicate(timeout=SECONDS)
 
     assert output.count("KeyboardInterrupt") == 1  # of the driver; workers and Ray say nothing
     assert output.rstrip().endswith("KeyboardInterrupt")
+    assert list((tmp_path / "home").iterdir()) == []  # no token: it would change how other clusters start
     for pid in pids:
         ended(pid, seconds=20.0)
 
@@ -357,7 +355,9 @@ def stepping(tmp_path, steps=3):
 GROUP = {"bundles": [{"CPU": 1}]}
 
 
-@pytest.mark.parametrize("resources", [None, GROUP], ids=["", "in a placement group"])
+@pytest.mark.parametrize(
+    "resources", [None, pytest.param(GROUP, marks=pytest.mark.slow)], ids=["", "in a placement group"]
+)
 def test_a_trial_that_runs_is_taken_up_by_the_next_driver_and_all_others_end(
     opened, tmp_path, pid_in, until, ended, resources
 ):
@@ -418,6 +418,21 @@ def test_a_trial_that_died_unseen_goes_on_as_its_next_attempt(opened, tmp_path, 
     assert said == [Reported(0, 1, 0, {"loss": 1.0}), Lost(0, 1, "an end that no driver saw", innocent=True)]
 
 
+def test_a_trial_that_died_unseen_before_it_said_anything_does_too(opened, tmp_path, pid_in, ended):
+    """It may be alive on a machine that is cut off: an attempt of the same number would write over its files."""
+    first = opened(stepping(tmp_path), workers=1)
+    first.submit(trial())
+    pid = pid_in(tmp_path / "pid")
+    forget(first)
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+
+    second, said = opened(stepping(tmp_path), workers=1), []
+    assert second.attach([trial()]) == (trial(),)
+    finish(second, said, 1)
+    assert said == [Lost(0, 1, "an end that no driver saw", innocent=True)]
+
+
 def test_a_record_is_read_up_to_where_it_was_cut_and_nothing_in_it_is_run(tmp_path):
     path = record_path(tmp_path, 0, 1)
     path.parent.mkdir(parents=True)
@@ -431,7 +446,9 @@ def test_a_record_is_read_up_to_where_it_was_cut_and_nothing_in_it_is_run(tmp_pa
         assert from_record(tmp_path, 0, 1) == []
 
 
-@pytest.mark.parametrize("resources", [None, GROUP], ids=["", "in a placement group"])
+@pytest.mark.parametrize(
+    "resources", [pytest.param(None, marks=pytest.mark.slow), GROUP], ids=["", "in a placement group"]
+)
 def test_trials_end_when_no_driver_was_heard_of_for_the_lease(opened, tmp_path, pid_in, until, ended, resources):
     executor = opened(stepping(tmp_path), workers=1, lease=2.0, resources=resources)
     executor.submit(trial())
@@ -455,6 +472,42 @@ def test_a_worker_that_is_silent_is_lost_and_ended(opened, tmp_path, pid_in, end
     assert said == [Lost(0, 1, "silence: it was not heard of for 1.5 s", innocent=True)]
     assert executor.capacity() == 1
     ended(pid)
+
+
+@pytest.mark.parametrize(
+    "taken_up", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "when it was taken up"]
+)
+def test_a_trial_that_holds_pythons_lock_is_neither_silent_nor_without_a_driver(opened, tmp_path, pid_in, taken_up):
+    def train(trial):
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        while not (tmp_path / "go").exists():
+            time.sleep(0.02)
+        ctypes.PyDLL(None).sleep(6)  # unlike CDLL, this keeps the lock
+        return {"loss": 0.0}
+
+    executor, said = opened(train, workers=1, silence=4.0, lease=3.0), []
+    executor.submit(trial())
+    pid_in(tmp_path / "pid")
+    if taken_up:
+        forget(executor)
+        executor = opened(train, workers=1, silence=4.0, lease=3.0)
+        assert executor.attach([trial()]) == (trial(),)
+    else:
+        executor.wait(said.extend, 0.5)  # it is heard of
+    (tmp_path / "go").touch()
+    finish(executor, said, 1)
+    assert isinstance(said[-1], Returned)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_busy_for_ever_is_lost_by_a_fault_of_its_own_though_it_was_never_heard_of(
+    opened, monkeypatch
+):
+    monkeypatch.setattr(ray_runner, "BUSY", 1.5)
+    executor, said = opened(lambda trial: ctypes.PyDLL(None).sleep(60), workers=1, silence=4.0), []
+    executor.submit(trial())
+    finish(executor, said, 1)
+    assert said == [Lost(0, 1, "silence: it was not heard of for 6 s, though its process was at work")]
 
 
 def test_silence_counts_only_while_the_driver_is_awake(opened, tmp_path, pid_in):

@@ -12,6 +12,7 @@ from bo import JournalError, Minimize, Study, run
 from bo.events import event, to_line
 from bo.journal import NAME, read
 from integrations.journal_mirror import Mirror, restore
+from integrations.masking import masked
 from integrations.process_pool import ProcessPool
 from integrations.store import Store
 from search_spaces import Real, Space
@@ -224,3 +225,13 @@ def test_a_sweep_writes_no_secret_and_nothing_for_others_eyes(tmp_path, monkeypa
     assert private(folder) == []
     for path in folder.rglob("*"):
         assert path.is_dir() or b"hf_0123456789" not in path.read_bytes() + ran.stdout.encode(), path
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "a1.-" * 50_000, "://" * 50_000])
+def test_long_text_of_any_shape_is_left_as_it_is(text):
+    assert masked(text) == text  # it took minutes where time grew with the square
+
+
+def test_a_url_is_masked_whatever_stands_before_it():
+    for before in ("", "9", "-", "x" * 100, "--store-"):
+        assert "pw" not in masked(f"{before}s3://user:pw@bucket/x")

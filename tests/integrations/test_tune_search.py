@@ -117,6 +117,7 @@ def test_tune_runs_what_the_study_proposes_and_the_study_has_every_result(study,
         assert trial.seconds >= 0
 
 
+@pytest.mark.slow
 def test_trials_that_asha_ends_are_stopped_with_their_reports_and_the_others_told(study, fit):
     made = study()
     scheduler = ASHAScheduler(max_t=4, grace_period=1, reduction_factor=2)
@@ -151,6 +152,7 @@ def test_trials_that_hyperband_pauses_and_ends_are_told_as_what_they_are(study, 
     assert set(endings(made).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_concurrency_limiter_is_kept_to_and_a_limit_of_the_study_ends_the_run(study, fit):
     made, most = study(), 0
     made.limit(n_trials=5)
@@ -246,25 +248,31 @@ def sweep_with_kills(folder, until, kills, trials, scheduler):
     (folder / "driver.py").write_text(DRIVER)
     environment = {**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "driver.py", str(folder), ray.get_runtime_context().gcs_address, str(trials), scheduler]
-    path, runs, told, done = folder / "study" / journal.NAME, folder / "runs", [], 0
+    path, runs, told, done, drivers = folder / "study" / journal.NAME, folder / "runs", [], 0, []
 
     def driver():
         with open(folder / "log", "a") as file:
-            return subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
+            drivers.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file))
+        return drivers[-1]
 
     def ends():
         return path.read_bytes().count(b'"finished"') if any(folder.glob("ray/tune/experiment_state*")) else 0
 
-    for _ in range(kills):
-        killed, before = driver(), ends()
-        until(lambda: killed.poll() is not None or ends() >= before + 2)  # noqa: B023
-        time.sleep(random.uniform(0.0, 1.0))
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        told = [trial for trial in Study.open(folder / "study").trials if trial.told]
-        until(lambda: len(runs.read_text().split()) >= len(told))  # noqa: B023
-        done = len(runs.read_text().split())
-    assert driver().wait(120) == 0, (folder / "log").read_text()
+    try:
+        for _ in range(kills):
+            killed, before = driver(), ends()
+            until(lambda: killed.poll() is not None or ends() >= before + 2, 180.0)  # noqa: B023
+            time.sleep(random.uniform(0.0, 1.0))
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            told = [trial for trial in Study.open(folder / "study").trials if trial.told]
+            until(lambda: len(runs.read_text().split()) >= len(told), 180.0)  # noqa: B023
+            done = len(runs.read_text().split())
+        assert driver().wait(300) == 0, (folder / "log").read_text()
+    finally:
+        for each in drivers:
+            each.kill()
+            each.wait()
 
     after = Study.open(folder / "study")
     assert len(told) >= 2
