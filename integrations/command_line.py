@@ -410,7 +410,7 @@ def _status(options: argparse.Namespace) -> int:
     if isinstance(study.objective, Function):
         with contextlib.suppress(ValueError):  # where things stand is told without it, too
             study = _with_functions(options)
-    print(status(study, driver))
+    print(status(study, driver, _last_how(options.dir)))
     return 0
 
 

@@ -69,8 +69,10 @@ def data_parallel(
     Call it from the training function of a trial whose `resources` have `bundles`; without them it is the only rank.
     backend: of torch.distributed, "nccl" with GPUs. timeout: seconds that a collective operation may take.
 
-    A rank that raises ends them all with its error; one that is killed, or whose node is lost, ends the process of the
-    trial, which is then retried from its checkpoint. Ranks above 0 end with rank 0, so a stop at a report ends all.
+    A rank that raises while others wait for it ends them all with its error; one that is killed, or whose node is lost,
+    ends the process of the trial, which is then retried from its checkpoint. Ranks above 0 end with rank 0, so a stop
+    at a report ends all; what they raise after the last operation that all take part in is not heard. On machines whose
+    own name resolves to a loopback address, gloo needs GLOO_SOCKET_IFNAME (`env` of the trial's resources).
     """
     group: Any = get_current_placement_group() if ray.is_initialized() else None
     bundles: list[Mapping[str, float]] = group.bundle_specs if group else [{}]

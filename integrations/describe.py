@@ -120,8 +120,8 @@ def front_lines(study: Study) -> list[str]:
     return [f"  {objective_words(study, trial)}  trial {trial.id}  {config_line(trial.config)}" for trial in trials]
 
 
-def status(study: Study, driver: str | None) -> str:
-    """Where a study stands: counts, spend, what runs, the best so far."""
+def status(study: Study, driver: str | None, how: str = "") -> str:
+    """Where a study stands: counts, spend, what runs, the best so far; `how`: options that a resume has to repeat."""
     counts: dict[str, int] = {}
     for trial in study.trials:
         key = trial.source if trial.source in ELSEWHERE else trial.status
@@ -133,7 +133,7 @@ def status(study: Study, driver: str | None) -> str:
         f"{study.folder}: {len(study.trials)}{of_trials} trials"
         + (f" ({', '.join(f'{n} {status}' for status, n in counts.items())})" if counts else ""),
         f"  spent   {study.spent:.2f}{of_budget} target runs",
-        f"  driver  {driver or 'none; windtunnel resume ' + str(study.folder) + ' goes on'}",
+        f"  driver  {driver or f'none; windtunnel resume {study.folder}{how} goes on'}",
     ]
     for trial in study.running:
         step = f", step {trial.reports[-1].step}" if trial.reports else ""

@@ -76,7 +76,7 @@ class RayRunner:
         isolate: bool | None = None,
         store: Store | None = None,
         *,
-        lease: float = 120.0,
+        lease: float = 600.0,
         silence: float = 30.0,
         hang: float | None = None,
     ) -> None:
