@@ -10,6 +10,7 @@ alive somewhere (its machine was cut off) goes on to write.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -19,7 +20,7 @@ import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -44,23 +45,18 @@ def save(folder: Path, state: Any, attempt: int = 1) -> Path:
     tree = _pack(state, "state", arrays, tensors)
     private_folder(folder)
     path = folder / f"{_next(folder, 'checkpoint', attempt)}.zip"
-    partial = folder / f".{path.name}.{secrets.token_hex(4)}"  # an orphan of a killed driver may still write
-    try:
-        with open(partial, "wb", opener=private) as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr("tree.json", json.dumps(tree))
-                for i, array in enumerate(arrays):
-                    with archive.open(f"{i}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-                if tensors:
-                    buffer = io.BytesIO()
-                    sys.modules["torch"].save(tensors, buffer)
-                    archive.writestr("tensors.pt", buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, open(partial, "wb", opener=private) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("tree.json", json.dumps(tree))
+            for i, array in enumerate(arrays):
+                with archive.open(f"{i}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+            if tensors:
+                buffer = io.BytesIO()
+                sys.modules["torch"].save(tensors, buffer)
+                archive.writestr("tensors.pt", buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
     sync_folder(folder)
     for old in _there(folder, "checkpoint")[KEPT:]:
         (folder / old).unlink(missing_ok=True)
@@ -240,6 +236,20 @@ def _there(folder: Path, kind: Kind) -> list[str]:
 def _next(folder: Path, kind: Kind, attempt: int) -> str:
     number = 1 + max((age(name)[1] for name in _there(folder, kind)), default=0)
     return f"{kind}-{attempt:03d}-{number:06d}"
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside `path` for a block to write to: it takes the place of `path` when the block ends, or is removed.
+
+    Its name is drawn, since an orphan of a killed driver may still write.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def private(path: str, flags: int) -> int:

@@ -150,7 +150,7 @@ class Driver:
         self.thinker = thinker or Thinker()
         # Asked for and not on the executor, by the time from when on they may start: what an earlier driver left, what
         # was asked for ahead of demand, and retries. A heap.
-        self.waiting = [(-math.inf, trial.id) for trial in study.running]
+        self.waiting: list[tuple[float, int]] = []
         self.out: set[int] = set()  # on the executor
         self.most = 0  # of them at a time
         self.failed: list[Trial] = []  # one after another, since the last result
@@ -171,6 +171,8 @@ class Driver:
             self.executor.stop(id)
         self.quick = self.executor.apart and self.study.quick
         while not self.asked_to_end():
+            for id in _named(self.requests):
+                self.executor.stop(id)
             reason = None if self.hopeless else self.fill()
             if self.hopeless and not self.out:  # what ran has ended, and no more is started
                 raise _broken(self.failed)
@@ -178,8 +180,6 @@ class Driver:
                 return reason
             idle = self.draft is not None and self.executor.capacity()
             self.executor.wait(self.deliver, SOON if idle else POLL)
-            for id in self.asked_to_stop():
-                self.executor.stop(id)
         self.executor.wait(self.deliver, 0.0)  # results that are there already
         return "stopped"
 
@@ -363,10 +363,6 @@ class Driver:
     def asked_to_end(self) -> bool:
         self.look()
         return "stop" in self.requests
-
-    def asked_to_stop(self) -> set[int]:
-        self.look()
-        return _named(self.requests)
 
 
 def _broken(failed: list[Trial]) -> TrainingBroken:

@@ -13,7 +13,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from bo.objective import Objective, Pareto
 from bo.trial import Report, Trial
@@ -110,25 +110,26 @@ def _value(report: Report, objective: Any) -> float | None:
 
 
 #: name -> rule: the only place where a name becomes one.
-RULES: dict[str, type[StoppingRule]] = {"halving": Halving}
+RULES: dict[str, type[Any]] = {"halving": Halving}
 
 
 def make(given: str | Mapping[str, Any] | StoppingRule) -> StoppingRule:
     """A rule from its name, or from a dictionary with its "name" and settings; ValueError when there is none such."""
     if type(given) in RULES.values():
-        return given  # type: ignore[return-value]
+        return cast(StoppingRule, given)
     settings = {"name": given} if isinstance(given, str) else given
     if not isinstance(settings, Mapping) or settings.get("name") not in RULES:
         known = ", ".join(sorted(RULES))
         raise ValueError(f"stopping must be one of {known}, or a dictionary with such a name, got {given!r}.")
     rule = RULES[settings["name"]]
-    known_settings = [field.name for field in fields(rule)]  # type: ignore[arg-type]
+    known_settings = [field.name for field in fields(rule)]
     if unknown := sorted(set(settings) - {"name", *known_settings}):
         raise ValueError(f"The rule {settings['name']!r} has the settings {known_settings}, got {unknown}.")
-    return rule(**{name: value for name, value in settings.items() if name != "name"})
+    made: StoppingRule = rule(**{name: value for name, value in settings.items() if name != "name"})
+    return made
 
 
-def to_json(rule: StoppingRule) -> dict[str, Any]:
+def to_json(rule: Any) -> dict[str, Any]:
     """What `make` makes the rule of again, with every setting, so that later defaults do not change it."""
     name = next(name for name, kind in RULES.items() if type(rule) is kind)
-    return {"name": name, **asdict(rule)}  # type: ignore[call-overload]
+    return {"name": name, **asdict(rule)}

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import platform
-import secrets
 import shlex
 import subprocess
 import sys
@@ -18,25 +17,25 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bo import Function, JournalError, Pareto, Study, TrainingBroken, Trial, journal, ports, run
-from bo.checkpoint import private
+from bo.checkpoint import private, whole
 from bo.events import metrics_to_json
 from bo.ports import Executor
 from bo.retention import RULES
 from bo.run import request_stop
 from integrations import doctor, prior_files
 from integrations.describe import best_words, config_table, number, open_words, plan_words, scale_words, status, summary
-from integrations.journal_mirror import Mirror, fetched
 from integrations.masking import masked_words, secrets_among
 from integrations.progress import Progress
-from integrations.store import Store
 from integrations.training_file import Loaded, TrainingFile
+
+if TYPE_CHECKING:
+    from integrations.store import Store
 
 DIAGNOSED = "diagnostics.json"  # what `windtunnel diagnose` found, in the study's folder
 KEPT = "training_file.py"  # the training file as it was run, in the study's folder
@@ -257,7 +256,11 @@ def _drive(
     progress = Progress(study)
     try:
         with contextlib.ExitStack() as mirrored:
-            mirror = mirrored.enter_context(Mirror(study.folder, Store(options.store))) if options.store else None
+            mirror = None
+            if store := _store(options):
+                from integrations.journal_mirror import Mirror
+
+                mirror = mirrored.enter_context(Mirror(study.folder, store))
             reason = run(
                 study,
                 file.train,
@@ -305,16 +308,28 @@ def _executor(options: argparse.Namespace, loaded: Loaded) -> Executor:
             option = "--ray" if name == "address" else f"--{name}"
             words = option if value is True else f"{option} {value}"
             raise ValueError(f"{words} does not go with --executor {options.executor}.")
-    given["store"] = Store(options.store) if options.store else None
+    given["store"] = _store(options)
     given["resources"] = loaded.resources
     executor: Executor = made(**{name: value for name, value in given.items() if name in takes})
     return executor
 
 
+def _store(options: argparse.Namespace) -> Store | None:
+    """The store asked for; fsspec is loaded only where there is one."""
+    if not options.store:
+        return None
+    from integrations.store import Store
+
+    return Store(options.store)
+
+
 def _fetch(options: argparse.Namespace, folder: Path) -> None:
     """Where the folder has no study and the store has one, it was moved here."""
-    if options.store and fetched(Store(options.store), folder):
-        print(f"{folder} is fetched from {Store(options.store)}.")
+    if store := _store(options):
+        from integrations.journal_mirror import fetched
+
+        if fetched(store, folder):
+            print(f"{folder} is fetched from {store}.")
 
 
 def _how(options: argparse.Namespace, ends: bool = False) -> str:
@@ -324,7 +339,7 @@ def _how(options: argparse.Namespace, ends: bool = False) -> str:
         ("--executor", None if default else options.executor),
         ("--ray", options.ray),
         ("--workers", options.workers),
-        ("--store", options.store and Store(options.store)),
+        ("--store", _store(options)),
         ("--keep", None if options.keep == "target" else options.keep),
         ("--isolate", "" if options.isolate else None),
     ]
@@ -378,12 +393,6 @@ def _diff(file: TrainingFile, kept: Path) -> str:
 
 def _note_run(folder: Path, file: Path, how: str) -> None:
     """Add versions, commit and command line to `runs.jsonl`; not to the journal, since they decide nothing."""
-    versions = {}
-    for package in ("windtunnel", "numpy", "torch", "botorch", "ray"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
     commit = ""
     with contextlib.suppress(OSError):  # no git here
         asked = ["git", "-C", str(file.parent), "rev-parse", "HEAD"]
@@ -395,7 +404,7 @@ def _note_run(folder: Path, file: Path, how: str) -> None:
         "commit": commit or None,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": doctor.versions("windtunnel", "numpy", "torch", "botorch", "ray"),
     }
     with open(folder / RUNS, "a", encoding="utf-8", opener=private) as runs:
         runs.write(json.dumps(note) + "\n")
@@ -478,14 +487,9 @@ def _diagnose(options: argparse.Namespace) -> int:
     found = [analysis.diagnose(each, scale, np.random.default_rng(study.seed), surrogate) for each in histories]
     stored = [each.to_json() for each in found]
     kept = options.dir / DIAGNOSED
-    partial = kept.with_name(f".{kept.name}.{secrets.token_hex(4)}")
-    try:
-        text = json.dumps(stored if isinstance(objective, Pareto) else stored[0], indent=1)
-        with open(partial, "w", encoding="utf-8", opener=private) as file:
-            file.write(text + "\n")
-        os.replace(partial, kept)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps(stored if isinstance(objective, Pareto) else stored[0], indent=1)
+    with whole(kept) as partial, open(partial, "w", encoding="utf-8", opener=private) as file:
+        file.write(text + "\n")
     for part, each in zip(objective.parts, found, strict=True):
         print(f"{part}: {each.words()}" if isinstance(objective, Pareto) else each.words())
     print(f"Files: {kept} has every number.")

@@ -7,11 +7,9 @@ in each of the others and lets all of them train together. The trial is rank 0: 
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bo.worker import RunningTrial
-from integrations.shipping import by_value
+from integrations.shipping import pack, unpack
 from search_spaces import Scale
 
 LOOK = 1.0  # seconds between looks at the other ranks
@@ -81,7 +79,7 @@ def data_parallel(
             return train(trial, 0)
     place = str(get_node_ip_address()), _free_port()  # type: ignore[no-untyped-call]
     peer = Peer(trial.id, trial.config, trial.scale, trial.seed, trial.attempt, trial.load())
-    packed = pickle.dumps((tuple(sys.path), by_value((train, peer))))
+    packed = pack(lambda rank: train(peer, rank))
     actor: Any = ray.remote(_Rank)
     ranks = [
         actor.options(
@@ -114,11 +112,9 @@ class _Rank:
     """A rank above 0."""
 
     def run(self, packed: bytes, backend: str, place: tuple[str, int], rank: int, ranks: int, timeout: float) -> None:
-        path, inner = pickle.loads(packed)
-        sys.path.extend(each for each in path if each not in sys.path)
-        train, peer = pickle.loads(inner)
+        train = unpack(packed)
         with _group(backend, place, rank, ranks, timeout):  # left also by an error, which frees those that wait for us
-            train(peer, rank)
+            train(rank)
 
 
 def _is_echo(error: BaseException) -> bool:

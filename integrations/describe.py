@@ -120,18 +120,20 @@ def front_lines(study: Study) -> list[str]:
     return [f"  {objective_words(study, trial)}  trial {trial.id}  {config_line(trial.config)}" for trial in trials]
 
 
+def counts_words(study: Study) -> str:
+    """What has become of how many trials; of runs made elsewhere, how they came here."""
+    kinds = Counter(trial.source if trial.source in ELSEWHERE else trial.status for trial in study.trials)
+    return ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+
+
 def status(study: Study, driver: str | None, how: str = "") -> str:
     """Where a study stands: counts, spend, what runs, the best so far; `how`: options that a resume has to repeat."""
-    counts: dict[str, int] = {}
-    for trial in study.trials:
-        key = trial.source if trial.source in ELSEWHERE else trial.status
-        counts[key] = counts.get(key, 0) + 1
+    counts = counts_words(study)
     limits = study.limits
     of_trials = f" of {limits.n_trials}" if limits.n_trials else ""
     of_budget = f" of {number(limits.budget)}" if limits.budget else ""
     lines = [
-        f"{study.folder}: {len(study.trials)}{of_trials} trials"
-        + (f" ({', '.join(f'{n} {status}' for status, n in counts.items())})" if counts else ""),
+        f"{study.folder}: {len(study.trials)}{of_trials} trials" + (f" ({counts})" if counts else ""),
         f"  spent   {study.spent:.2f}{of_budget} target runs",
         f"  driver  {driver or f'none; windtunnel resume {study.folder}{how} goes on'}",
     ]
@@ -236,7 +238,7 @@ def _best_summary(study: Study, objective: Single) -> list[str]:
             f"  predicted {mean:.4f} (90% interval {low:.4f} to {high:.4f}), measured {objective.shown(found):.4f}"
         )
     lines += _recommended_words(study, objective, best)
-    baseline = _baseline(study)
+    baseline = recipe(study)
     if baseline is not None and baseline.metrics is not None and not objective.feasible(baseline.metrics):
         lines.append(f"Yours: {objective_words(study, baseline)}, trial {baseline.id}, breaks the limits.")
     elif baseline is not None and baseline.status == "finished" and baseline.metrics is not None:
@@ -299,7 +301,7 @@ def _proxy_words(study: Study) -> list[str]:
         (value, first), (least, _) = told[0], min(told, key=lambda pair: pair[0])
         words = f"  Without a random run, the first target run after them (trial {first.id}) gave "
         words += f"{objective.shown(value):.4f}"
-        if (baseline := _baseline(study)) and baseline.status == "finished" and baseline.metrics:
+        if (baseline := recipe(study)) and baseline.status == "finished" and baseline.metrics:
             ahead = objective.value(baseline.metrics) - value
             words += f", {abs(ahead):.4f} {'better' if ahead > 0 else 'worse'} than your recipe"
         if len(told) > 1:
@@ -308,7 +310,8 @@ def _proxy_words(study: Study) -> list[str]:
     return lines
 
 
-def _baseline(study: Study) -> Trial | None:
+def recipe(study: Study) -> Trial | None:
+    """The run of the user's own recipe at the top scale, which all else is compared with."""
     return next((t for t in study.trials if t.source == "enqueued" and t.scale == study.top), None)
 
 

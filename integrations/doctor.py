@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -106,13 +107,17 @@ def _training(folder: Path, study: Study) -> Iterator[Finding]:
         yield Finding("ok", f"Its training file {file} is as it was.")
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """The installed version of each; "absent" where there is none."""
+    found = dict.fromkeys(packages, "absent")
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def _versions() -> Iterator[Finding]:
-    found = []
-    for package in ("windtunnel", "torch", "botorch", "ray"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} absent")
+    found = [" ".join(each) for each in versions("windtunnel", "torch", "botorch", "ray").items()]
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
     yield Finding(
         "ok", f"{', '.join(found)}; RAY_AUTH_MODE {mode}, RAY_ADDRESS {os.environ.get('RAY_ADDRESS', 'not set')}."

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bo.ports import Deliver, Train, Underway
 from bo.study import trial_folder
 from bo.trial import Trial
 from bo.worker import execute
-from integrations.store import Store
-from integrations.trial_store import TrialStore
+
+if TYPE_CHECKING:
+    from integrations.store import Store
 
 
 class InProcess:
@@ -61,7 +63,11 @@ class InProcess:
 
         try:
             folder = trial_folder(self._folder, trial.id)
-            keeper = TrialStore(self._store, trial) if self._store else None
+            keeper = None
+            if self._store is not None:
+                from integrations.trial_store import TrialStore  # fsspec, which a run without a store spares
+
+                keeper = TrialStore(self._store, trial)
             last = execute(self._train, trial, folder, send, log=False, clock=self._clock, keeper=keeper)
         finally:
             self._trial = None

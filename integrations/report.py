@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -24,9 +22,19 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bo import Pareto, Study, Trial
+from bo.checkpoint import private, whole
 from bo.objective import Single
 from bo.ports import ELSEWHERE
-from integrations.describe import config_line, number, objective_name, objective_words, scale_words, value_words
+from integrations.describe import (
+    config_line,
+    counts_words,
+    number,
+    objective_name,
+    objective_words,
+    recipe,
+    scale_words,
+    value_words,
+)
 from search_spaces import Curve, Scale, SwitchedMixture
 
 NAME = "report.html"
@@ -55,13 +63,8 @@ def write(study: Study, diagnosed: Mapping[str, Any] | Sequence[Mapping[str, Any
     diagnosed: what `windtunnel diagnose` stored, one for each objective of a front.
     """
     page = study.folder / NAME
-    partial = page.with_name(f".{NAME}.{secrets.token_hex(4)}")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(html(study, diagnosed))
-        os.replace(partial, page)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(page) as partial, open(partial, "w", encoding="utf-8", opener=private) as file:
+        file.write(html(study, diagnosed))
     return page
 
 
@@ -72,9 +75,8 @@ def html(study: Study, diagnosed: Mapping[str, Any] | Sequence[Mapping[str, Any]
         files("integrations").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
     objective = study.objective
-    own = [trial for trial in study.trials if trial.source not in ELSEWHERE]
     best = None if isinstance(objective, Pareto) else study.best()
-    baseline = next((t for t in own if t.source == "enqueued" and t.scale == study.top), None)
+    baseline = recipe(study)
     return template.render(
         name=study.folder.resolve().name,
         at=datetime.fromtimestamp(study.now(), UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -113,11 +115,7 @@ def _cards(study: Study, best: Trial | None, baseline: Trial | None) -> list[tup
     proxies = [t for t in study.trials if t.scale != study.top and t.source not in ELSEWHERE]
     share = f"{sum(t.cost for t in proxies):.2f} of it on {len(proxies)} smaller runs" if proxies else ""
     cards.append(("Spent", f"{study.spent:.2f}", f"{limit}target runs{'; ' if share else ''}{share}"))
-    counts: dict[str, int] = {}
-    for trial in study.trials:
-        key = trial.source if trial.source in ELSEWHERE else trial.status
-        counts[key] = counts.get(key, 0) + 1
-    cards.append(("Trials", str(len(study.trials)), ", ".join(f"{n} {what}" for what, n in counts.items())))
+    cards.append(("Trials", str(len(study.trials)), counts_words(study)))
     return cards
 
 

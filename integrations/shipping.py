@@ -49,7 +49,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no typ
         return super().reducer_override(obj)
 
 
-def by_value(thing: object) -> bytes:
+def _by_value(thing: object) -> bytes:
     """`thing` pickled, functions of scripts and notebooks by their code."""
     buffer = io.BytesIO()
     _Pickler(buffer).dump(thing)
@@ -63,7 +63,7 @@ def pack(train: Train, store: Store | None = None, study: Path | None = None) ->
     by which a worker tells it from another of the same path on its own disk.
     """
     try:
-        function = by_value(train)
+        function = _by_value(train)
     except Exception as error:  # objects raise what they like when they cannot be pickled
         raise ValueError(
             f"The training function cannot be sent to a worker process ({type(error).__name__}: {error}); open files, "
@@ -95,7 +95,7 @@ def run_packed(packed: bytes, trial: Trial, study: Path, send: Callable[[Underwa
         )
 
     def train(running: RunningTrial) -> Mapping[str, float]:
-        return _unpack(packed)(running)  # in here, so that what importing it prints is logged too
+        return unpack(packed)(running)  # in here, so that what importing it prints is logged too
 
     with contextlib.ExitStack() as stack:
         keeper = None
@@ -130,8 +130,11 @@ def _contents(packed: bytes) -> tuple[bytes, Store | None, str | None]:
 
 
 @functools.lru_cache(maxsize=1)
-def _unpack(packed: bytes) -> Train:
-    """Cached: a function that travels by value would otherwise load its data again in every trial."""
+def unpack(packed: bytes) -> Train:
+    """What `pack` packed, at a worker.
+
+    Cached: a function that travels by value would otherwise load its data again in every trial.
+    """
     try:
         train: Train = pickle.loads(_contents(packed)[0])
     except Exception as error:

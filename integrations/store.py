@@ -18,7 +18,7 @@ from typing import Any
 from fsspec import url_to_fs
 from fsspec.registry import available_protocols, get_filesystem_class, known_implementations
 
-from bo.checkpoint import private, private_folder, sync_folder
+from bo.checkpoint import private, private_folder, sync_folder, whole
 from integrations.masking import masked, masked_urls
 
 #: Object stores, where a file that is being written is seen by nobody.
@@ -90,14 +90,10 @@ class Store:
             if (here := self._local(name)) is not None:
                 _copy(here, path)
                 return
-            partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
             system, place = self._at(name)
-            try:
+            with whole(path) as partial:
                 os.close(private(str(partial), os.O_CREAT | os.O_WRONLY))
                 system.get_file(place, str(partial))
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
 
     def names(self, folder: str = "", partial: bool = False) -> list[str]:
         """Names of all files in `folder` and the folders in it, sorted; partial: also what a killed `put` has left."""
@@ -181,15 +177,10 @@ def _protocols(system: Any) -> tuple[str, ...]:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file for its owner's eyes; whole, on the disk, or not at all."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     with open(source, "rb") as file:
         private_folder(target.parent)
-        try:
-            with open(partial, "wb", opener=private) as copy:
-                shutil.copyfileobj(file, copy, 1 << 20)
-                copy.flush()
-                os.fsync(copy.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(target) as partial, open(partial, "wb", opener=private) as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
     sync_folder(target.parent)

@@ -25,14 +25,13 @@ import io
 import math
 import os
 import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from bo.checkpoint import sync_folder
+from bo.checkpoint import sync_folder, whole
 from integrations.foreign_space import refuse_reserved
 from search_spaces import Choice, Integer, Mixture, Real, Schedule, Space, space_from_json, space_to_json
 from search_spaces.codec import KINDS
@@ -470,13 +469,8 @@ def _text(path: Path) -> str:
 
 
 def _save(text: str, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, open(partial, "wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
     sync_folder(path.parent)

@@ -1,4 +1,4 @@
-"""What the tests of executors share: looking at processes from outside."""
+"""What the tests of executors share: a Ray, and looking at processes from outside."""
 
 import os
 import time
@@ -15,6 +15,16 @@ def _alive(pid):
     except (ProcessLookupError, FileNotFoundError):
         return False
     return True
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One Ray for all tests of a file; executors use it and leave it running."""
+    import ray  # which most files do without
+
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ def test_looking_at_a_study_loads_neither_torch_nor_ray(file):
     code = (
         "import sys; from integrations.command_line import main\n"
         "main(['status', 'studies/job']); main(['best', 'studies/job'])\n"
-        "print(sorted({'torch', 'ray', 'pandas', 'scipy'} & set(sys.modules)))"
+        "print(sorted({'torch', 'ray', 'pandas', 'scipy', 'fsspec', 'matplotlib'} & set(sys.modules)))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 import torch.distributed
 
@@ -18,13 +17,6 @@ from search_spaces import Scale
 
 SECONDS = 120.0
 BUNDLES = {"bundles": [{"CPU": 1}, {"CPU": 1}], "strategy": "PACK"}
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 
 import pytest
-import ray
 
 from bo import Diverged, Minimize, StopTrial, Study, Trial, ports, run
 from bo.ports import Branched, Lost, Proposal, Raised, Reported, Returned, Stopped, Underway
@@ -17,14 +16,6 @@ from search_spaces import Fidelity, Real, Scale, Space
 # In process there is no worker beside the driver: what kills one kills both, and there is one trial at a time.
 IN_DRIVER = {"in-process"}
 SECONDS = 120.0
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """One Ray for all tests of this file; executors use it and leave it running."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(params=sorted(ports.EXECUTORS))

@@ -40,13 +40,6 @@ RICH = Space(
 )
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def study(tmp_path):
     made = WeakSet()  # a study may be given up within a test
