@@ -158,8 +158,11 @@ def ascend(acquisition: Acquisition, space: Space, starts: Tensor, iterations: i
     if not free.any():
         return starts
 
+    def inside(flat: np.ndarray) -> Tensor:  # L-BFGS-B may leave a bound of 0 by 1e-19
+        return torch.tensor(flat.reshape(starts.shape)).clamp(0, 1)
+
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        X = torch.tensor(flat.reshape(starts.shape), requires_grad=True)
+        X = inside(flat).requires_grad_()
         value = -acquisition(X).sum()
         (gradient,) = torch.autograd.grad(value, X)
         return value.item(), torch.where(free, gradient, 0.0).numpy().reshape(-1)
@@ -169,7 +172,7 @@ def ascend(acquisition: Acquisition, space: Space, starts: Tensor, iterations: i
     # At the kinks that caps and inequalities make, a line search could go on for long.
     options = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-7}
     found = minimize(loss, starts.numpy().reshape(-1), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    ended = retreat(space, starts, torch.tensor(found.reshape(starts.shape)))
+    ended = retreat(space, starts, inside(found))
     # The sum rose, yet a single start may have been traded for another.
     better = _values(acquisition, ended) > _values(acquisition, starts)
     return torch.where(better[:, None], ended, starts)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bo.optimize import Acquisition, maximise, neighbours, settle
+from bo import optimize
+from bo.optimize import Acquisition, ascend, maximise, neighbours, settle
 from search_spaces import Choice, Integer, Mixture, Real, Space
 
 SPACE = Space(
@@ -67,6 +68,21 @@ def test_what_is_taken_is_never_returned() -> None:
         assert found.new
         assert not len(taken) or float((taken - found.x).abs().max(-1).values.min()) >= 1e-3
         taken = torch.cat([taken, found.x[None]])
+
+
+def test_an_ascent_that_rounding_takes_out_of_the_cube_is_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As L-BFGS-B was seen to do at a bound, once in thousands of searches: by -4e-19."""
+    search = optimize.minimize
+
+    def rounded(loss: Any, start: np.ndarray, **settings: Any) -> Any:
+        found = search(lambda x: loss(x - 4e-19), start, **settings)
+        found.x = found.x - 4e-19
+        return found
+
+    monkeypatch.setattr(optimize, "minimize", rounded)
+    space = Space(a=Real(0.0, 1.0), b=Real(0.0, 1.0))
+    ends = ascend(lambda X: -X.sum(-1), space, torch.full((2, 2), 0.5, dtype=torch.float64))
+    assert torch.equal(ends, torch.zeros(2, 2, dtype=torch.float64))
 
 
 def test_an_exhausted_space_gives_its_best_point_again_and_says_so() -> None:
