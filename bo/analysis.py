@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bo import dataset
 from bo.objective import Pareto
-from bo.policies import guard, posterior
+from bo.policies import guard, model_choice
 from bo.policies.design import reproducible
 from bo.policies.engine import Engine
 from bo.policies.optimum import DRIFTS
@@ -123,7 +123,11 @@ class Drift:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """The model of a study at one scale. kernels: empty where the model has none that can be read."""
+    """The model of a study at one scale. kernels: empty where the model has none that can be read.
+
+    drifts: of the model that has them, whether it decides or not. treatment: where models of several scales were
+    compared, which decides, and why.
+    """
 
     scale: dict[str, float]
     left_out: tuple[LeftOut, ...]
@@ -132,6 +136,7 @@ class Diagnostics:
     effects: tuple[Effect, ...]
     drifts: tuple[Drift, ...] = ()
     trust: str | None = None
+    treatment: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -169,6 +174,8 @@ class Diagnostics:
                     f"  {drift.parameter:<{wide}}  {drift.axis} ^ {drift.exponent:+.2f} ({drift.low:+.2f} to "
                     f"{drift.high:+.2f})" + (f"  {drift.metric}" if len(self.kernels) > 1 else "")
                 )
+        if self.treatment:
+            lines.append(self.treatment)
         if self.trust:
             lines.append(f"Runs elsewhere are {self.trust}.")
         return "\n".join(lines)
@@ -189,10 +196,11 @@ def diagnose(history: History, scale: Scale | None, rng: np.random.Generator, su
         raise ValueError(f"Diagnostics need at least 2 runs with finite results, there are {data.finite}; run some.")
     with reproducible(rng):
         try:
-            model, _ = posterior.fit(data, at, history.memory.get("model"), Engine(surrogate))
+            model, memory = model_choice.fit(data, at, history.memory.get("model"), Engine(surrogate))
             finite = ~data.diverged
             ids = np.array([trial.id for trial in results(history.trials)])[finite.numpy()]
-            if len(model.data.X) < len(ids):  # a model of this scale alone
+            alone = len(model.data.X) < len(ids)  # a model of this scale
+            if alone:
                 ids = ids[data.at(at)[finite].numpy()]
             left_out, coverage = foretold(model, ids.tolist(), history.objective.shown(1.0))
             belief = model.at(at)
@@ -205,8 +213,21 @@ def diagnose(history: History, scale: Scale | None, rng: np.random.Generator, su
         if guard.elsewhere(history):
             found = guard.verdict(data, history, Engine(surrogate))
             trust = f"{'trusted' if found.trusted else 'not trusted'}: {found.why}"
-        moves = drifts(model, metrics)
-        return Diagnostics(dict(at), left_out, coverage, kernels(model, metrics, belief), effects, moves, trust)
+        treatment, drifting = None, model
+        if (gain := memory.get("joint_input")) is not None:
+            better, worse = ("without", "with") if gain > 0 else ("with", "without")
+            treatment = (
+                f"Of the models over scales, the one {better} drifts foretells the runs nearest to the target "
+                f"{abs(gain):.1f} nats better than the one {worse}."
+            )
+            if alone:
+                treatment += " A model of this scale alone foretells it better yet, and decides."
+            if alone or gain > 0:
+                drifting = model_choice.named(data.measured(), {}, Engine(surrogate))
+        moves = drifts(drifting, metrics)
+        return Diagnostics(
+            dict(at), left_out, coverage, kernels(model, metrics, belief), effects, moves, trust, treatment
+        )
 
 
 def drifts(model: Composite, metrics: Sequence[str]) -> tuple[Drift, ...]:

@@ -31,7 +31,7 @@ import torch
 from scipy.stats import spearmanr
 
 from bo import History, Trial, dataset
-from bo.policies import posterior, trunks
+from bo.policies import model_choice, posterior, trunks
 from bo.policies.design import reproducible, sobol
 from bo.ports import Branched, Message, Proposal, Returned
 from bo.trial import Branch
@@ -56,6 +56,7 @@ def job_space(job: Loaded, sizes: Sequence[str], warmup: float) -> Space:
     labels = dict(zip(job.space.fidelity.axes[0].labels, job.space.fidelity.axes[0].values, strict=True))
     return Space(
         lr=job.space.parameters["lr"],
+        batch=job.space.parameters["batch"],
         schedule=Schedule(warmup=warmup, floor=0.0, wsd={"decay": Real(0.1, 0.4)}),
         data=job.space.parameters["data"],
         fidelity=Fidelity(
@@ -215,7 +216,7 @@ def judge(runs: Runs, space: Space, arm: str, seed: int, budget: float, pool: Se
     history = History(space, runs.job.objective, tuple(trials))
     at, value = space.top, runs.job.objective.value
     with reproducible(np.random.default_rng(seed)):
-        model, _ = posterior.fit(dataset.from_history(history), at)
+        model, _ = model_choice.fit(dataset.from_history(history), at)
         with torch.no_grad():
             said = -model.at(at).mean(torch.as_tensor(space.encode_all([run.config for run in pool]))).numpy()
     losses = np.array([value(run.metrics or {}) for run in pool])

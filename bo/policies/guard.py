@@ -22,7 +22,8 @@ from bo.objective import Pareto
 from bo.policies import posterior
 from bo.policies.design import SHOT, designed, good, initial
 from bo.policies.engine import Engine
-from bo.policies.posterior import COVER, log_density
+from bo.policies.model_choice import log_density
+from bo.policies.posterior import COVER
 from bo.ports import History, Proposal
 from bo.scaling.level import Level
 from bo.surrogates import composite

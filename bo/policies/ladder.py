@@ -108,7 +108,7 @@ def proxies(
 
 def unclaimed(history: History) -> Limits:
     """The limits less what the user's own, enqueued runs take of them."""
-    own = [trial.cost for trial in history.trials if trial.source == "enqueued"]
+    own = [history.space.cost(trial.scale) for trial in history.trials if trial.source == "enqueued"]
     n_trials, budget = history.limits.n_trials, history.limits.budget
     return Limits(
         None if n_trials is None else max(1, n_trials - len(own)),

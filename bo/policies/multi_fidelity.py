@@ -21,7 +21,8 @@ from bo.policies import posterior, recommendation
 from bo.policies.design import NOTHING, initial, reproducible, sequence_seed, started
 from bo.policies.engine import Engine, weighed
 from bo.policies.ladder import outstanding, proxies, waiting
-from bo.policies.posterior import AGAIN, LEADERS, find_edge, fit, log_ok, predicted, remaining
+from bo.policies.model_choice import fit
+from bo.policies.posterior import AGAIN, LEADERS, find_edge, log_ok, predicted, remaining
 from bo.ports import History, Proposal, Recommendation
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.divergence import Divergence
@@ -144,7 +145,7 @@ class MultiFidelity:
             return math.inf
         if history.limits.budget is None:
             return self.proxy_cap
-        own = sum(trial.cost for trial in history.trials if trial.source == "enqueued")
+        own = sum(history.space.cost(trial.scale) for trial in history.trials if trial.source == "enqueued")
         budget = max(0.0, history.limits.budget - own)
         rest = budget - 1 if budget >= 1 else math.inf  # enough is left for a target run
         return min(self.proxy_cap, budget / 2, rest)

@@ -14,31 +14,26 @@ from torch import Tensor
 from bo import dataset
 from bo.acquisition import constrained, cost, hypervolume, prior_guided
 from bo.acquisition.acquisition import Acquisition, Situation
-from bo.acquisition.environment import AveragedBelief, widened
+from bo.acquisition.environment import AveragedBelief
 from bo.acquisition.samples import posterior_mean
 from bo.dataset import Dataset
 from bo.optimize import QUICK, QUICKEST, draw_pool, maximise, same
 from bo.policies.design import initial, sequence_seed
 from bo.policies.engine import Engine, unit, volume, weighed
+from bo.policies.model_choice import fit
 from bo.policies.optimum import sampled
 from bo.policies.replicates import worth_repeating
 from bo.ports import History, Proposal
-from bo.surrogates import composite, divergence
+from bo.surrogates import divergence
 from bo.surrogates.composite import Belief, Composite
 from bo.surrogates.divergence import Divergence, caution
 from bo.surrogates.drift import leads
 from bo.surrogates.features import Features
 from bo.surrogates.gp import GaussianProcess
-from bo.surrogates.hyperparameters import EXACT, NumericalError
+from bo.surrogates.hyperparameters import NumericalError
 from bo.trial import results
 from search_spaces import Scale, Space
 
-#: Runs at a scale, and for each coordinate, from which on a model of that scale alone is tried against that of all
-#: scales: a few that lie together foretell each other whatever is said of the rest of the space.
-ENOUGH_ALONE, EACH = 6, 3
-#: Multiples of the usual excess up to which a metric may be kept linear, 0 for as far as it reaches. With more than FEW
-#: runs they are compared again after so much growth.
-SHAPES, FEW, RECONSIDERED = (0.0, 1.0, 0.1), 50, 1.1
 #: Share of the objective by which configurations differ that are as good as each other, and first runs at a scale that
 #: cover what is possible.
 PLATEAU, SPREAD = 0.0025, 3
@@ -46,8 +41,6 @@ PLATEAU, SPREAD = 0.0025, 3
 CAREFUL = 8
 #: Of those told, the configurations around which is searched closely.
 LEADERS = 10
-#: Least cap: a smaller one has no reciprocal.
-TINY = 1e-300
 COVER = "One of a few first runs that cover where the best may lie: what ran so far leaves that open."
 AGAIN = "Every configuration of the space has been tried; this one is run again."
 
@@ -289,71 +282,6 @@ def remaining(history: History) -> float:
     if limits.budget is not None:
         shares.append(1 - history.spent / limits.budget)
     return max(0.0, min(shares))
-
-
-def fit(
-    data: Dataset,
-    at: Scale,
-    start: Any = None,
-    engine: Engine = Engine(),  # noqa: B008 - a frozen value
-) -> tuple[Composite, dict[str, Any]]:
-    """The model to decide by at a scale, and what the next fit starts from.
-
-    It is the model of all scales, unless a model of this scale alone foretells the runs here better, each from the
-    others: small runs sometimes mislead. Within one scale a metric alone is compressed as far as that makes it
-    likelier; what is averaged over environments hardly is. NumericalError where no run has a finite result.
-    """
-    data, surrogate = data.measured(), engine.surrogate
-    if not len(data.Y):
-        raise NumericalError("No run has a finite result.")
-    if engine.average_over is not None:
-        data = widened(data)
-    elif bool(data.at(at).all()) and len(data.outcome.cap) - data.outcome.limits == 1:
-        return shaped(data, start or {}, surrogate)
-    model = composite.fit(data, start, surrogate, engine.drift(data.space))
-    memory = model.gp.memory()
-    here = data.at(at)
-    if len(data.scales) > 1 and int(here.sum()) >= max(ENOUGH_ALONE, EACH * len(data.space.columns)):
-        alone = composite.fit(data.rows(here), surrogate=surrogate)
-        if float(log_density(alone).sum()) > float(log_density(model)[here].sum()):
-            model = alone
-    return model, memory
-
-
-def shaped(data: Dataset, start: Mapping[str, Any], surrogate: str) -> tuple[Composite, dict[str, Any]]:
-    """The model of the metric in the shape in which the usual process finds it most likely, in the user's unit.
-
-    Losses that explode need a logarithm, smooth ones are spoilt by it. Tried are: linear as far as anything reached,
-    and linear up to SHAPES times the usual excess. Of many runs it is decided anew only once there are RECONSIDERED
-    times more of them.
-    """
-    n, last = len(data.Y), start.get("shape", {})
-    usual, reach = data.outcome.cap, torch.maximum(data.excess.max(0).values, data.outcome.cap)
-    first = torch.arange(len(usual)) == 0  # the others are metrics with limits
-
-    def fitted(times: float, surrogate: str) -> Composite:
-        cap = torch.where(first, (times * usual if times else reach).clamp_min(TINY), usual)
-        return composite.fit(data.reshaped(cap), start, surrogate)
-
-    settled = n > EXACT or (n > FEW and n < RECONSIDERED * last.get("runs", 0))
-    if n < ENOUGH_ALONE or settled:
-        times, since = float(last.get("times", 0.0)), int(last.get("runs", n))
-        model = fitted(times, surrogate)
-    else:
-        likely: dict[float, float] = {}
-        models = {times: fitted(times, "gp") for times in SHAPES}
-        for times, model in models.items():
-            assert isinstance(model.gp, GaussianProcess)
-            likely[times] = model.gp.log_evidence + model.data.log_slope
-        times, since = max(SHAPES, key=likely.__getitem__), n
-        model = models[times] if surrogate == "gp" else fitted(times, surrogate)
-    return model, {**model.gp.memory(), "shape": {"times": times, "runs": since}}
-
-
-def log_density(model: Composite) -> Tensor:
-    """Leave-one-out log density of each run's metrics, summed over metrics: n."""
-    mean, variance = model.gp.leave_one_out()
-    return (-0.5 * ((model.data.Y - mean).square() / variance + (2 * math.pi * variance).log())).sum(-1)
 
 
 def leaders(model: Composite, at: Scale) -> Tensor:

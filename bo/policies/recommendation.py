@@ -23,8 +23,9 @@ from bo.optimize import allowed, maximise
 from bo.policies import guard
 from bo.policies.design import good, middle
 from bo.policies.engine import Engine
+from bo.policies.model_choice import fit
 from bo.policies.optimum import Optimum, sampled
-from bo.policies.posterior import LEADERS, find_edge, fit
+from bo.policies.posterior import LEADERS, find_edge
 from bo.ports import History, Recommendation
 from bo.scaling.level import Level
 from bo.surrogates.composite import Z90, Belief, Composite, Prediction
@@ -81,7 +82,8 @@ def recommend(
     ran = candidates(history.trials, objective, scale, space)
     notes = [UNTRIED] if tried and not ran else []
     try:
-        model, _ = fit(data, scale, history.memory.get("model"), engine)
+        # Where nothing ran the interval of each number is that of the drift, so the model is the one that has drifts.
+        model, _ = fit(data, scale, history.memory.get("model"), engine, choose=bool(data.at(scale).any()))
         belief = engine.belief(model, scale)
         averaged = isinstance(belief, AveragedBelief)
         if tried and ran:

@@ -32,7 +32,7 @@ from bo.optimize import (
     within,
     without_traces,
 )
-from bo.policies import posterior, recommendation
+from bo.policies import model_choice, posterior, recommendation
 from bo.policies.design import good, initial, reproducible, started
 from bo.policies.engine import Engine, weighed
 from bo.ports import History, Proposal, Recommendation
@@ -94,7 +94,7 @@ class TrustRegion:
                 return recommendation.recommend(history, scale, rng, tried)
             space = history.space.at(scale)
             try:
-                model, _ = posterior.fit(data, scale, history.memory.get("model"))
+                model, _ = model_choice.fit(data, scale, history.memory.get("model"))
                 value = recommendation.worth(model, model.at(scale), posterior.find_edge(data), scale)
                 ran = torch.as_tensor(space.repair(data.X[data.at(scale) & ~data.diverged].numpy()))
                 with torch.no_grad():

@@ -14,7 +14,7 @@ import torch
 from bo import Maximize, Minimize, Pareto, Study, WeightedSum
 from bo.acquisition.acquisition import ACQUISITIONS
 from bo.objective import Function, Objective
-from bo.policies import guard, posterior
+from bo.policies import guard, model_choice, posterior
 from bo.policies.bayes import Bayes
 from bo.policies.design import SHOT
 from bo.policies.engine import Engine
@@ -188,7 +188,7 @@ def test_a_fit_that_fails_is_replaced_by_a_space_filling_point_and_says_so(monke
         raise NumericalError("singular")
 
     history, _ = run(Bayes(), FLAT, Minimize("loss"), bowl, Limits(n_trials=6))
-    monkeypatch.setattr(posterior.composite, "fit", fail)
+    monkeypatch.setattr(model_choice.composite, "fit", fail)
     (proposal,) = Bayes().propose(replace(history, limits=Limits()), 1, np.random.default_rng(0))
     assert proposal.source == "sobol"
     assert "singular" in str(proposal.note)
@@ -557,7 +557,7 @@ def test_without_a_model_the_best_run_is_recommended_as_it_is_allowed_at_the_sca
         raise NumericalError("singular")
 
     history, _ = run(Sobol(), SCARCE, Minimize("loss"), scarce, Limits(n_trials=4))
-    monkeypatch.setattr(posterior.composite, "fit", fail)
+    monkeypatch.setattr(model_choice.composite, "fit", fail)
     for scale in (SCALES.target, BEYOND):
         found = Ladder().recommend(history, scale, np.random.default_rng(0))
         assert "singular" in str(found.note)

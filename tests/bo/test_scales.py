@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from bo import AtMost, Minimize, dataset
-from bo.policies import guard, posterior
+from bo.analysis import diagnose
+from bo.policies import guard, model_choice, posterior
 from bo.policies.bayes import Bayes
 from bo.policies.design import SHOT, reproducible
 from bo.policies.engine import Engine
@@ -58,7 +59,7 @@ def history(trials: tuple[Trial, ...], **given: Any) -> History:
 
 
 def fitted(trials: tuple[Trial, ...]) -> ScaleShiftGP:
-    model, _ = posterior.fit(dataset.from_history(history(trials)), SPACE.top)
+    model, _ = model_choice.fit(dataset.from_history(history(trials)), SPACE.top)
     assert isinstance(model.gp, ScaleShiftGP)
     return model.gp
 
@@ -101,18 +102,46 @@ def test_cells_that_are_off_a_line_by_rounding_alone_span_no_more_than_the_line(
     assert not drift.leads(on[None], off)
 
 
+def test_the_model_without_drifts_decides_where_it_foretells_large_runs_better() -> None:
+    def changing(trial: Trial) -> Trial:  # what counts is the rate at small scales, the depth at large ones
+        octaves = float(SCALES.log2(trial.scale).sum())
+        large = 1 / (1 + 4 ** -(octaves + 4))
+        lr, depth = math.log10(trial.config["lr"]) + 2.5, trial.config["depth"] - 0.8
+        value = 3 - 0.1 * octaves + 0.1 * ((1 - large) * lr**2 + large * 4 * depth**2)
+        return replace(trial, metrics={"loss": value})
+
+    drifting = ran(SPANNING, 12)
+    for trials, without in ((drifting, False), (tuple(map(changing, drifting)), True)):
+        data = dataset.from_history(history(trials))
+        model, memory = model_choice.fit(data, SPACE.top)
+        assert isinstance(model.gp, ScaleShiftGP) != without
+        near = data.S.sum(-1) >= data.S.sum(-1).median()
+        density = {
+            name: model_choice.log_density(model_choice.fit(data, SPACE.top, engine=Engine(name))[0])
+            for name in ("scale_shift", "joint_input")
+        }
+        gain = float((density["joint_input"] - density["scale_shift"])[near].sum())
+        assert memory["joint_input"] == pytest.approx(gain, abs=1e-3)
+        assert (gain > 0) == without
+        found = diagnose(history(trials), None, np.random.default_rng(0))
+        assert found.treatment is not None
+        better = "without" if without else "with"
+        assert found.treatment.startswith(f"Of the models over scales, the one {better} drifts foretells")
+        assert found.drifts
+
+
 def test_a_law_moves_the_optimum_where_runs_say_nothing_and_gives_way_where_they_do() -> None:
     one_cell = history(ran([SPANNING[0]], 12))
     wrong = Engine(law={"kind": "exponents", "exponents": {"lr": {"params": 1.0, "tokens": 1.0}}})
     place = SCALES.log2(SPANNING[0])
     best = {}
     for name, engine in {"none": Engine(), "law": wrong}.items():
-        model, _ = posterior.fit(dataset.from_history(one_cell), SPACE.top, engine=engine)
+        model, _ = model_choice.fit(dataset.from_history(one_cell), SPACE.top, engine=engine)
         X = torch.as_tensor(SPACE.at(SPACE.top).encode_all(SPACE.sample(np.random.default_rng(1), 3000)))
         best[name] = math.log2(SPACE.decode(X[model.at(SPACE.top).mean(X).argmax()])["lr"])
     assert best["law"] - best["none"] > 0.4 * -place.sum()
     gp = fitted(ran(SPANNING, 12))
-    model, _ = posterior.fit(dataset.from_history(history(ran(SPANNING, 12))), SPACE.top, engine=wrong)
+    model, _ = model_choice.fit(dataset.from_history(history(ran(SPANNING, 12))), SPACE.top, engine=wrong)
     assert isinstance(model.gp, ScaleShiftGP)
     believed = model.gp.hyper.drift[0, 0] - gp.hyper.drift[0, 0]
     assert believed.abs().max() < 0.5
@@ -133,7 +162,7 @@ def test_a_law_counts_in_the_models_that_have_drifts_and_is_refused_for_the_othe
     X, means = torch.tensor([[0.5, 0.5], [0.2, 0.1]], dtype=torch.float64), []
     for engine in (Engine(surrogate=name), Engine(surrogate=name, law=law)):
         with reproducible(np.random.default_rng(0)):
-            means.append(posterior.fit(data, SPACE.top, None, engine)[0].at(SPACE.top).mean(X))
+            means.append(model_choice.fit(data, SPACE.top, None, engine)[0].at(SPACE.top).mean(X))
     if name in DRIFTING:
         engine.check(SPACE, Minimize("loss"))
         assert not torch.equal(*means)
@@ -168,7 +197,7 @@ def test_samples_of_the_optimum_are_nearer_to_it_the_more_is_known() -> None:
     truth = torch.as_tensor(SPACE.encode({"lr": 0.01, "depth": 0.4}))
     spreads = []
     for each in (4, 16):
-        model, _ = posterior.fit(dataset.from_history(history(ran(SPANNING, each))), SPACE.top)
+        model, _ = model_choice.fit(dataset.from_history(history(ran(SPANNING, each))), SPACE.top)
         with reproducible(np.random.default_rng(0)):
             best = sampled(model, SPACE.top, truth, np.random.default_rng(0))
         spreads.append(float((best.points - truth)[:, 0].abs().mean()))
@@ -358,7 +387,7 @@ def test_where_every_run_is_alone_at_its_scale_levels_follow_a_trend() -> None:
     assert data.outcome.trend is not None
     assert len(data.scales) == 40
     assert float(data.Y.std(0, correction=0)) == pytest.approx(1.0, abs=0.05)  # of excesses: they are not all zero
-    model, _ = posterior.fit(data, space.top)
+    model, _ = model_choice.fit(data, space.top)
     X = torch.as_tensor(space.encode_all(space.sample(np.random.default_rng(1), 1000)))
     best = space.decode(X[model.at(space.top).mean(X).argmax()])
     assert abs(math.log2(best["lr"] / 0.01)) < 1.2
