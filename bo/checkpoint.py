@@ -65,9 +65,14 @@ def save(folder: Path, state: Any, attempt: int = 1) -> Path:
 
 def load(folder: Path) -> Any:
     """The newest whole checkpoint in `folder`, or None; a damaged one is passed over with a warning."""
-    for name in _there(folder, "checkpoint"):
+    passed: set[str] = set()
+    while names := [name for name in _there(folder, "checkpoint") if name not in passed]:
+        name = names[0]
+        passed.add(name)
         try:
             return _read(folder / name)
+        except FileNotFoundError:  # an earlier attempt that is still alive has stored newer ones meanwhile
+            continue
         except (MemoryError, ImportError):  # the machine is to blame
             raise
         except Exception as error:  # a damaged or foreign file fails in many ways
@@ -76,14 +81,25 @@ def load(folder: Path) -> Any:
     return None
 
 
-def begin_files(folder: Path) -> Path:
-    """A folder to write files of any format into, at first a copy of the last one that was kept."""
-    fresh = folder / ".files-new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    if last := _there(folder, "files")[:1]:
-        shutil.copytree(folder / last[0], fresh)
-    else:
-        private_folder(fresh)
+def begin_files(folder: Path, attempt: int = 1) -> Path:
+    """A folder to write files of any format into, at first a copy of the last one that was kept.
+
+    What earlier attempts have begun is removed; one that is still alive somewhere cannot touch this attempt's.
+    """
+    fresh = folder / f".files-{attempt:03d}"
+    for begun in (*folder.glob(".files-*"), fresh):
+        if begun.name <= fresh.name:
+            shutil.rmtree(begun, ignore_errors=True)
+    while last := _there(folder, "files")[:1]:
+        try:
+            shutil.copytree(folder / last[0], fresh)
+        except OSError:
+            if (folder / last[0]).exists():
+                raise
+        if (folder / last[0]).exists():
+            return fresh
+        shutil.rmtree(fresh, ignore_errors=True)  # another attempt has kept newer ones while this was copied
+    private_folder(fresh)
     return fresh
 
 
@@ -93,7 +109,10 @@ def keep_files(folder: Path, fresh: Path, attempt: int = 1) -> Path:
     fresh.rename(path)
     sync_folder(folder)
     for old in _there(folder, "files")[1:]:
-        shutil.rmtree(folder / old, ignore_errors=True)
+        gone = folder / f".files-000-{secrets.token_hex(4)}"  # so that no copy is made of a part
+        with contextlib.suppress(FileNotFoundError):
+            (folder / old).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
     return path
 
 

@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "retried": ("trial", "attempt", "cause", "innocent?"),
     "finished": ("trial", "metrics", "seconds?"),
     "diverged": ("trial", "error", "metrics?", "seconds?"),
-    "stopped": ("trial", "seconds?"),
+    "stopped": ("trial", "share?", "seconds?"),  # share of its run that it made; without it, it counts in full
     "failed": ("trial", "error", "traceback?", "seconds?"),
     "added": ("trial", "config", "scale", "metrics", "diverged?", "source?", "note?", "origin?", "study?"),
 }

@@ -87,6 +87,10 @@ class Lost:
     innocent: bool = False
 
 
+class Dismissed(KeyboardInterrupt):
+    """The driver is told to go, by SIGTERM for instance, not the sweep: what outlives a driver is left running."""
+
+
 #: What a run says on its way, any number of times; all other messages are its last.
 Underway = Reported | Branched
 Message = Underway | Returned | Stopped | Raised | Lost
@@ -125,8 +129,11 @@ class Executor(Protocol):
     def stop(self, trial: int) -> None:
         """Ask the run of that trial to end at its next report; does nothing when it is not running here."""
 
-    def close(self) -> None:
-        """End what still runs and let go of everything; may be called twice."""
+    def close(self, leave: bool = False) -> None:
+        """End what still runs and let go of everything; may be called twice.
+
+        leave: what can outlive its driver is left to the next one.
+        """
 
 
 # ---------------------------------------------------------------------------------------------- what a policy sees
@@ -166,7 +173,10 @@ class History:
 
     @property
     def spent(self) -> float:
-        """Cost of every trial proposed so far, in runs at the top scale; runs made elsewhere cost nothing here."""
+        """Cost of every trial proposed so far, in runs at the top scale; runs made elsewhere cost nothing here.
+
+        One that was stopped counts by the share of its run that it made, or in full where nobody knows that.
+        """
         return sum(cost for source, (_, cost) in self._tally.items() if source not in ELSEWHERE)
 
     def affordable(self, runs: Sequence[Scale | Proposal]) -> int:

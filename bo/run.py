@@ -15,13 +15,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from bo import journal, ports
 from bo.checkpoint import private, private_folder
 from bo.objective import Pareto
-from bo.ports import Branched, Executor, Lost, Message, Proposal, Raised, Reported, Returned, Stopped, Train, Underway
+from bo.ports import (
+    Branched,
+    Dismissed,
+    Executor,
+    Lost,
+    Message,
+    Proposal,
+    Raised,
+    Reported,
+    Returned,
+    Stopped,
+    Train,
+    Underway,
+)
 from bo.retention import Forget, Leading, Retention
 from bo.study import Draft, Study
 from bo.trial import Trial
@@ -77,7 +91,7 @@ def run(
     Returns why it ended; the study is left open, and can be run again with larger limits. Trials that were asked for
     and had not started stay so, and are the first of the next run. Raises ValueError for a wrong
     value, StudyInUse when another process drives the study, TrainingBroken when trial after trial fails, and
-    KeyboardInterrupt as it came.
+    KeyboardInterrupt as it came; with `bo.ports.Dismissed`, which is one, trials that can outlive this driver run on.
     """
     _check(hours=hours, target=target, patience=patience)
     if not callable(train):
@@ -90,13 +104,18 @@ def run(
     retention = Retention(study, keep, forget)
     ending = Ending(study, hours, target, patience, clock)
     driver = Driver(study, runs_it, ending, watch, retention=retention, clock=clock)
+    leave = False
     try:
         retention.throughout()
         runs_it.open(train, study.folder.resolve())
         return driver.drive()
+    except BaseException as why:
+        leave = isinstance(why, Dismissed)
+        driver.hear()
+        raise
     finally:
         with contextlib.closing(driver.thinker):
-            runs_it.close()
+            runs_it.close(leave)
         clear_requests(study.folder)
 
 
@@ -160,6 +179,7 @@ class Driver:
         self.took = 0.0  # seconds of its last answer
         self.barren = -1  # the last line of a history to which it had nothing to add
         self.ends: deque[float] = deque(maxlen=64)  # when the last trials came to theirs
+        self.coming: Sequence[Message] = ()  # what is being put into the study
 
     def drive(self) -> Reason:
         """Run until there is a reason not to; the executor has to be open."""
@@ -213,7 +233,8 @@ class Driver:
         while n and self.waiting and self.waiting[0][0] <= now:
             id = heapq.heappop(self.waiting)[1]
             if self.study.should_stop(id) or f"stop-{id}" in self.requests:
-                stopped = self.study.stop(id)
+                began = (trial := self.study.trial(id)).attempt > 1 or trial.reports
+                stopped = self.study.stop(id, share=None if began else 0.0)
                 self.say("told" if stopped.told else "stopped", stopped)
                 continue
             yield self.study.trial(id)
@@ -270,6 +291,7 @@ class Driver:
 
     def deliver(self, messages: Sequence[Message]) -> None:
         """Put messages of the executor into the study, with one write: when this returns they are on the disk."""
+        self.coming = messages
         self.look()
         heard = []
         with self.study.together():
@@ -289,6 +311,22 @@ class Driver:
             ):
                 self.executor.stop(trial.id)
             self.say(moment, trial)
+        self.coming = ()
+
+    def hear(self) -> None:
+        """Keep what is there already, after Ctrl-C or an error: it would be trained again.
+
+        Workers may have been sent what ends this driver; that is no fault of their trials.
+        """
+
+        def deliver(messages: Sequence[Message]) -> None:
+            self.deliver([replace(m, innocent=True) if isinstance(m, Lost) else m for m in messages])
+
+        self.quick = False  # nothing more is asked for
+        with contextlib.suppress(Exception):  # the first error is the one to hear of
+            deliver(self.coming)
+            if self.executor.apart:  # elsewhere nothing runs meanwhile, and to wait is to train
+                self.executor.wait(deliver, 0.0)
 
     def say(self, moment: Moment, trial: Trial) -> None:
         """Let others hear of what is on the disk."""

@@ -156,7 +156,8 @@ def _diverged(state: State, happened: Event) -> None:
 
 
 def _stopped(state: State, happened: Event) -> None:
-    _update(state, happened, status="stopped")
+    cost = state.trials[happened["trial"]].cost * happened.get("share", 1.0)
+    _update(state, happened, status="stopped", cost=cost)
 
 
 def _failed(state: State, happened: Event) -> None:

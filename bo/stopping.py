@@ -23,6 +23,10 @@ from search_spaces.parameter import is_number
 class StoppingRule(Protocol):
     """Says whether a running trial is to end early; a frozen dataclass whose fields are its settings."""
 
+    @property
+    def last(self) -> int | None:
+        """Steps of a whole run, where the rule was told."""
+
     def check(self, objective: Objective) -> None:
         """ValueError for an objective that the rule cannot judge reports by."""
 
@@ -73,10 +77,8 @@ class Halving:
         known = self.first or 0.3 * (self.last or 0)
         if known and not before < self._rung(known, step) <= step:  # most reports, and they are told at once
             return False
-        at = trial.scale  # the same object in one study, where comparing would take ten times as long
-        peers = [o for o in trials if o.reports and o.id != trial.id and (o.scale is at or o.scale == at)]
-        whole = (other.reports[-1].step for other in peers if other.status == "finished")
-        last = self.last or min(whole, default=math.inf)
+        peers = _peers(trial, trials)
+        last = self.last or min(_lengths(peers), default=math.inf)
         rung = self._rung(self.first or 0.3 * last, step)
         if not before < rung <= step < last:
             return False
@@ -93,6 +95,37 @@ class Halving:
         while rung * self.eta <= step:
             rung *= self.eta
         return rung
+
+
+def share(trial: Trial, trials: Iterable[Trial], last: int | None = None) -> float | None:
+    """The part of a whole run that a trial has made by its last report; None where nobody knows how long a run is.
+
+    A whole run has `last` steps, or else as many as the finished ones of its scale have reported, as far as these agree
+    to a tenth. Nothing is known of a trial that was to branch, whose cost is not only its own run's.
+    """
+    if not trial.reports or trial.wanted:
+        return None
+    lengths = _lengths(_peers(trial, trials)) if last is None else [last]
+    if not lengths or max(lengths) > 1.1 * min(lengths):
+        return None
+    made = _made(trial)
+    return made / min(lengths) if 0 < made < min(lengths) else None
+
+
+def _peers(trial: Trial, trials: Iterable[Trial]) -> list[Trial]:
+    """The others at a trial's scale that have reported."""
+    at = trial.scale  # the same object in one study, where comparing would take ten times as long
+    return [o for o in trials if o.reports and o.id != trial.id and (o.scale is at or o.scale == at)]
+
+
+def _lengths(peers: Iterable[Trial]) -> list[int]:
+    """How many steps the finished ones have made by their last reports."""
+    return [_made(other) for other in peers if other.status == "finished"]
+
+
+def _made(trial: Trial) -> int:
+    """Steps by the last report; where the first is of step 0, they are counted from 0."""
+    return trial.reports[-1].step + (trial.reports[0].step == 0)
 
 
 def _at(rung: float, other: Trial, objective: Objective) -> float | None:

@@ -8,6 +8,8 @@ import json
 import logging
 import math
 import os
+import secrets
+import shutil
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from bo import journal as journals
 from bo import objective as objectives
 from bo import ports, state
 from bo import stopping as rules
-from bo.checkpoint import private_folder
+from bo.checkpoint import private_folder, sync_folder
 from bo.elsewhere import Run, Runs
 from bo.events import Event, event, metrics_to_json
 from bo.journal import Journal, JournalError
@@ -33,6 +35,7 @@ from bo.trial import Report, Trial, Trials, results
 from bo.worker import numbers, smaller, whole_step
 from search_spaces import MeasuredCost, Scale, Space, carry, carry_scales
 from search_spaces.codec import space_from_json, space_to_json
+from search_spaces.parameter import is_number
 
 VERSION = 1
 log = logging.getLogger("windtunnel")
@@ -150,8 +153,7 @@ class Study:
             private_folder(folder)
         except OSError as error:
             raise JournalError(f"{folder} cannot be made ({error.strerror}); choose a folder you own.") from error
-        if journals.exists(folder):
-            raise JournalError(f"{folder} already holds a study; Study.open or Study.open_or_create goes on with it.")
+        _refuse_another(folder)
         journal = Journal(folder, 0, clock)
         header = event(
             "created",
@@ -282,7 +284,7 @@ class Study:
 
     @property
     def spent(self) -> float:
-        """Cost of every trial asked for so far, in runs at the top scale."""
+        """Cost of every trial asked for so far, in runs at the top scale; see `History.spent`."""
         return self.history().spent
 
     @property
@@ -574,16 +576,25 @@ class Study:
         self._append(event("retried", trial=id, attempt=trial.attempt + 1, cause=cause, innocent=innocent or None))
         return self.trial(id)
 
-    def stop(self, id: int, seconds: float | None = None) -> Trial:
+    def stop(self, id: int, seconds: float | None = None, share: float | None = None) -> Trial:
         """Record that a run was ended early: it keeps its reports and has no result.
 
+        share: the part of its run that it made, 0 to 1, by which it counts towards the budget. By
+        default that is told from its last report, by the steps of the finished runs of its scale, or at the top scale
+        by what the study's rule was told; where that says nothing, it counts in full.
         One whose last report has a metric that the objective names and that is not finite is recorded as diverged.
         """
         trial, seconds = self._running(id, "cannot be stopped"), _seconds(seconds)
+        if share is not None and not (is_number(share) and 0 <= share <= 1):
+            raise ValueError(f"share must be a number from 0 to 1, got {share!r}.")
         last = trial.reports[-1].metrics if trial.reports else {}
         if not all(math.isfinite(last[name]) for name in self.objective.metrics if name in last):
             return self.tell(id, {**dict.fromkeys(self.objective.metrics, math.nan), **last}, seconds)
-        self._append(event("stopped", trial=id, seconds=seconds))
+        if share is None:
+            told = self.stopping.last if self.stopping is not None and trial.scale == self.top else None
+            share = rules.share(trial, self.trials, told)
+        share = None if share is None else float(share)
+        self._append(event("stopped", trial=id, share=share, seconds=seconds))
         return self.trial(id)
 
     def enqueue(self, config: Mapping[str, Any], scale: Mapping[str, float | str] | None = None) -> None:
@@ -699,8 +710,8 @@ class Study:
     def fork(self, path: str | os.PathLike[str], *, objective: Objective | None = None, **arguments: Any) -> Study:
         """A new study in `path` with this one's told trials as runs made elsewhere, weighed by `objective`.
 
-        arguments: of `Study.create`, where they are to differ from this study's. Raises ValueError, before anything is
-        made, when a finished trial lacks a metric that the objective names.
+        arguments: of `Study.create`, where they are to differ from this study's. It is there whole or not at all.
+        Raises ValueError, before anything is made, when a finished trial lacks a metric that the objective names.
         """
         better = objective or self.objective
         for trial in results(self.trials):
@@ -708,14 +719,31 @@ class Study:
                 raise ValueError(f"Trial {trial.id} has no metric {absent}, which the new objective names.")
         same: dict[str, Any] = {"seed": self.seed, "policy": self.policy_name, "settings": self.settings}
         same["stopping"] = self.stopping
-        new = Study.create(path, self.space, objective=better, **same | arguments)
-        runs = self.runs()
-        new._append(
-            *(
-                new._taken(id, runs.name, row, row.config, row.scale, source="added" if row.study is None else "prior")
-                for id, row in enumerate(runs.rows)
-            )
-        )
+        folder, runs = Path(path), self.runs()
+        _refuse_another(folder)
+        aside = folder / f".fork.{secrets.token_hex(4)}"  # half a study, if this process is killed meanwhile
+        try:
+            with Study.create(aside, self.space, objective=better, **same | arguments) as new:
+                new._append(
+                    *(
+                        new._taken(
+                            *(id, runs.name, row, row.config, row.scale),
+                            source="added" if row.study is None else "prior",
+                        )
+                        for id, row in enumerate(runs.rows)
+                    )
+                )
+            lock = journals.take_lock(folder)
+            try:
+                _refuse_another(folder)
+                os.replace(aside / journals.NAME, folder / journals.NAME)
+                sync_folder(folder)
+            finally:
+                os.close(lock)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        new = Study.open(folder, space=self.space, objective=better, clock=arguments.get("clock", time.time))
+        new.lock()
         return new
 
     def close(self) -> None:
@@ -841,6 +869,11 @@ class Study:
         if trial.status != "running":
             raise ValueError(f"Trial {id} is {trial.status} already and {so}.")
         return trial
+
+
+def _refuse_another(folder: Path) -> None:
+    if journals.exists(folder):
+        raise JournalError(f"{folder} already holds a study; Study.open or Study.open_or_create goes on with it.")
 
 
 def _generator(seed: int, id: int, stream: int = 0) -> np.random.Generator:

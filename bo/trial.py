@@ -44,7 +44,8 @@ class Branch:
 class Trial:
     """A record of one trial; immutable, replaced as its study learns more.
 
-    `cost` is in runs at the top scale. `source` says where the configuration came from: a policy's own word
+    `cost` is in runs at the top scale; of a trial that was stopped it is that of the share of its run that it made, as
+    far as that is known. `source` says where the configuration came from: a policy's own word
     ("sobol", "ladder/proxy", "ladder/target", "bayes"), "enqueued", "added" or "prior". `predicted` is the objective
     that the model expected, {"mean", "low", "high"} in minimised user units with a 90% interval. `metrics` are those of
     the finished run; `reports` those on the way. `study` names the other study that a run of source "prior" was made
@@ -115,7 +116,9 @@ class Trials(Sequence[Trial]):
         made._pieces = (*self._pieces[:which], (*piece[:at], trial, *piece[at + 1 :]), *self._pieces[which + 1 :])
         fresh = trial.id == self._length
         made._length = self._length + fresh
-        made.tally = _counted(self.tally, trial) if fresh else self.tally  # neither source nor cost ever changes
+        before = None if fresh else piece[at]
+        same = before is not None and before.cost == trial.cost  # the source never changes, the cost with a stop
+        made.tally = self.tally if same else _counted(self.tally, trial, before)
         return made
 
     @overload
@@ -145,9 +148,13 @@ class Trials(Sequence[Trial]):
         return repr(tuple(self))
 
 
-def _counted(tally: Mapping[str, tuple[int, float]], trial: Trial) -> Mapping[str, tuple[int, float]]:
+def _counted(
+    tally: Mapping[str, tuple[int, float]], trial: Trial, before: Trial | None = None
+) -> Mapping[str, tuple[int, float]]:
+    """A tally with `trial`, in the place of `before` if there is one."""
     count, cost = tally.get(trial.source, (0, 0.0))
-    return {**tally, trial.source: (count + 1, cost + trial.cost)}
+    known = 0.0 if before is None else before.cost
+    return {**tally, trial.source: (count + (before is None), cost - known + trial.cost)}
 
 
 def results(trials: Iterable[Trial]) -> list[Trial]:

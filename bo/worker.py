@@ -131,7 +131,7 @@ class RunningTrial:
     @contextlib.contextmanager
     def checkpoint_dir(self) -> Iterator[Path]:
         """A folder for files of any format, at first a copy of the last one; a block that raises changes nothing."""
-        fresh = checkpoint.begin_files(self.folder)
+        fresh = checkpoint.begin_files(self.folder, self.attempt)
         yield fresh
         path = checkpoint.keep_files(self.folder, fresh, self.attempt)
         if self._keeper is not None:

@@ -69,7 +69,7 @@ class Memory:
     def stop(self, trial: int) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, leave: bool = False) -> None:
         pass
 
 
@@ -90,7 +90,7 @@ class Kept:
     def attach(self, trials: Sequence[Trial]) -> Sequence[Trial]:
         return ()
 
-    def close(self) -> None:
+    def close(self, leave: bool = False) -> None:
         pass
 
 

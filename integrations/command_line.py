@@ -11,12 +11,15 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,28 +159,41 @@ def _run(options: argparse.Namespace) -> int:
     loaded = file.load()
     folder = options.study or Path("studies") / options.file.stem
     executor = _executor(options, loaded)
-    _fetch(options, folder)
-    there = Study.open(folder) if journal.exists(folder) else None
-    if there and there.training is not None:
-        _check_unchanged(file, folder, there.training, options)
-    seed = options.seed if options.seed is not None else there.seed if there else 0
-    policy = options.policy or (there.policy_name if there else loaded.policy)
-    limits = _limits(options, loaded, there.limits if there else ports.Limits())
-    baseline = None if loaded.baseline is None else loaded.space.validate(loaded.baseline)
-    # Settings are those of the file's policy; another one from the command line has none.
-    settings = loaded.settings if policy == loaded.policy else None
-    objective = loaded.objective
-    if options.plan:
-        return _plan(loaded, policy, settings, there, limits, baseline)
-    with Study.open_or_create(
-        folder,
-        loaded.space,
-        objective=objective,
-        seed=seed,
-        policy=policy,
-        settings=settings,
-        stopping=loaded.stopping,
-    ) as study:
+    with tempfile.TemporaryDirectory() as aside:
+        # What the store has is looked at there: a study that is only planned, or refused, leaves nothing behind.
+        fetched = _fetch(options, folder, Path(aside) / "study")
+        at = Path(aside) / "study" if fetched else folder
+        there = Study.open(at) if journal.exists(at) else None
+        try:
+            if there and there.training is not None:
+                _check_unchanged(file, at, there.training, options)
+            seed = options.seed if options.seed is not None else there.seed if there else 0
+            policy = options.policy or (there.policy_name if there else loaded.policy)
+            limits = _limits(options, loaded, there.limits if there else ports.Limits())
+            baseline = None if loaded.baseline is None else loaded.space.validate(loaded.baseline)
+            # Settings are those of the file's policy; another one from the command line has none.
+            settings = loaded.settings if policy == loaded.policy else None
+            if options.plan:
+                return _plan(loaded, policy, settings, there, limits, baseline)
+            made = partial(
+                Study.open_or_create,
+                space=loaded.space,
+                objective=loaded.objective,
+                seed=seed,
+                policy=policy,
+                settings=settings,
+                stopping=loaded.stopping,
+            )
+            if fetched:
+                made(at)
+        except (ValueError, journal.JournalError) as error:
+            if not fetched:
+                raise
+            why = str(error).replace(str(at), "it")
+            raise ValueError(f"{_store(options)} holds a study that this would go on with. {why}") from error
+    if _fetch(options, folder, folder):
+        print(f"{folder} is fetched from {_store(options)}.")
+    with made(folder) as study:
         study.lock()
         print(
             f"Going on with {folder}, which has {len(study.trials)} trials." if there else f"A new study in {folder}."
@@ -216,7 +232,8 @@ def _plan(
 def _resume(options: argparse.Namespace) -> int:
     if options.args:
         raise ValueError("resume takes no -- ARGS; the study remembers those it was launched with.")
-    _fetch(options, options.dir)
+    if _fetch(options, options.dir, options.dir):
+        print(f"{options.dir} is fetched from {_store(options)}.")
     recorded = Study.open(options.dir).training
     if recorded is None:
         raise ValueError(f"{options.dir} was not launched by `windtunnel run FILE`; run it with its FILE and --study.")
@@ -255,7 +272,7 @@ def _drive(
         print(plan_words(planned))
     progress = Progress(study)
     try:
-        with contextlib.ExitStack() as mirrored:
+        with contextlib.ExitStack() as mirrored, terminable():
             mirror = None
             if store := _store(options):
                 from integrations.journal_mirror import Mirror
@@ -285,6 +302,23 @@ def _drive(
     print(REASONS[reason])
     print(summary(study, _how(options)))
     return 0
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM, which schedulers send some time before they kill, is as Ctrl-C, but leaves what outlives a driver."""
+
+    def dismiss(*_: object) -> None:
+        raise ports.Dismissed
+
+    if threading.current_thread() is not threading.main_thread():  # where nobody may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, dismiss)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _limits(options: argparse.Namespace, loaded: Loaded, was: ports.Limits) -> ports.Limits:
@@ -323,13 +357,13 @@ def _store(options: argparse.Namespace) -> Store | None:
     return Store(options.store)
 
 
-def _fetch(options: argparse.Namespace, folder: Path) -> None:
-    """Where the folder has no study and the store has one, it was moved here."""
-    if store := _store(options):
-        from integrations.journal_mirror import fetched
+def _fetch(options: argparse.Namespace, folder: Path, to: Path) -> bool:
+    """Whether the folder has no study and the store has one, which lies in `to` now: it was moved here."""
+    if journal.exists(folder) or (store := _store(options)) is None:
+        return False
+    from integrations.journal_mirror import fetched
 
-        if fetched(store, folder):
-            print(f"{folder} is fetched from {store}.")
+    return fetched(store, to)
 
 
 def _how(options: argparse.Namespace, ends: bool = False) -> str:

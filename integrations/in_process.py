@@ -79,5 +79,5 @@ class InProcess:
         if self._trial is not None and self._trial.id == trial:
             self._stopping = True
 
-    def close(self) -> None:
+    def close(self, leave: bool = False) -> None:
         self._trial = None

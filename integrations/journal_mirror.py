@@ -81,14 +81,13 @@ class Mirror:
         self._read(os.path.getsize(self.folder / journal.NAME))
         there = _segments(self.store)
         about = _about(self.store)
-        who = f"pid {about['pid']} on {about['host']}" if about else "another process"
         if about and about["study"] != journal.identity(self.folder):
-            raise Forked(f"{self.store} holds another study, mirrored by {who}; give {self.folder} a place of its own.")
+            raise _another(self.store, about)
         if stranger := self._stranger(there):
             raise Forked(
                 f"{self.store} holds lines {stranger.first} to {stranger.last} of this study as {self.folder} does not "
-                f"have them; they were mirrored by {who}. One study has one driver: go on there, or restore it from "
-                "the store into a new folder."
+                f"have them; they were mirrored by {_who(about)}. One study has one driver: go on there, or restore it "
+                "from the store into a new folder."
             )
         self._segments = _chain(there)[0]
         self._put_text(
@@ -237,8 +236,15 @@ class Mirror:
 
 
 def fetched(store: Store, folder: Path) -> bool:
-    """Whether `folder`, which had no study, has that of the store now: for a command that begins or goes on."""
-    if journal.exists(folder) or not _segments(store):
+    """Whether `folder`, which had no study, has that of the store now: for a command that begins or goes on.
+
+    Raises what `restore` raises, and Forked where the store is taken by a study of which it has no lines.
+    """
+    if journal.exists(folder):
+        return False
+    if not _segments(store):
+        if about := _about(store):
+            raise _another(store, about)
         return False
     restore(store, folder)
     return True
@@ -312,6 +318,14 @@ def _about(store: Store) -> dict[str, Any] | None:
         except (Absent, ValueError):
             return None
     return {"study": about.get("study"), "pid": about.get("pid", "?"), "host": about.get("host", "?")}
+
+
+def _who(about: dict[str, Any] | None) -> str:
+    return f"pid {about['pid']} on {about['host']}" if about else "another process"
+
+
+def _another(store: Store, about: dict[str, Any]) -> Forked:
+    return Forked(f"{store} holds another study, mirrored by {_who(about)}; give this one a place of its own.")
 
 
 def _digest(data: bytes) -> str:

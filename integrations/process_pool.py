@@ -86,7 +86,7 @@ class ProcessPool:
         if trial in self._busy:
             self._busy[trial].tell(trial)
 
-    def close(self) -> None:
+    def close(self, leave: bool = False) -> None:
         workers, self._idle, self._busy = [*self._idle, *self._busy.values()], [], {}
         for worker in workers:
             worker.signal(signal.SIGTERM)  # to all, before waiting for the first
@@ -124,7 +124,9 @@ class _Worker:
                 received.append(self.connection.recv())
         except (EOFError, OSError):  # OSError: it died in the middle of a message
             assert self.trial is not None
-            received.append(Lost(self.trial.id, self.trial.attempt, _cause(self._process.wait())))
+            code = self._process.wait()  # one that was told to end says nothing about the trial
+            innocent = code == -signal.SIGTERM
+            received.append(Lost(self.trial.id, self.trial.attempt, _cause(code), innocent))
         return received
 
     def signal(self, number: int) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -16,6 +18,9 @@ from ray import exceptions
 
 REACH = 5.0  # seconds for a cluster's port to answer; Ray itself tries for minutes
 LOCAL = "local"
+# Ray Client can drive a sweep, and take one up. But beside a driver that is busy the next may not get through to it
+# (ray-project/ray issues 63202 and 60316), and half a minute without a network ends a driver's connection for good.
+CLIENT = "ray://"
 
 
 @contextlib.contextmanager
@@ -24,16 +29,24 @@ def connected(address: str, cpus: int | None) -> Iterator[None]:
 
     Raises ConnectionError that says what is wrong.
     """
+    if address.startswith(CLIENT):
+        raise ConnectionError(
+            f"{address} is for Ray Client, on which no sweep can rely; run it on a node of the cluster, by `ray exec` "
+            "or `ray job submit`, with the address auto, or give the head's own address, HOST:6379."
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with private_cluster() if address == LOCAL else contextlib.nullcontext():
         if address == LOCAL:
             quiet |= {"include_dashboard": False, "num_cpus": cpus}
         else:
             _knock(address)
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, ImportError, exceptions.RayError) as error:
             raise unusable(address, error) from error
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own in its place writes a stack and aborts
         try:
             yield
         finally:
@@ -53,7 +66,7 @@ def unusable(address: str, error: Exception) -> ConnectionError:
 
 def _knock(address: str) -> None:
     """ConnectionError at once when nothing answers at a `host:port`, where Ray would try for minutes."""
-    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return
     try:

@@ -27,7 +27,7 @@ from bo import journal
 from bo.ports import Deliver, Lost, Message, Raised, Train, Underway
 from bo.trial import Trial
 from integrations.ray_cluster import LOCAL, connected, unusable
-from integrations.ray_seat import SEAT, Room, Run, from_record, record_path
+from integrations.ray_seat import SEAT, Room, Run, from_record, record_path, seat_on_record
 from integrations.shipping import pack
 
 if TYPE_CHECKING:
@@ -36,12 +36,15 @@ if TYPE_CHECKING:
 OF_RAY = ("num_cpus", "num_gpus", "memory", "accelerator_type", "resources")
 KINDS = (*OF_RAY, "env", "bundles", "strategy")
 GRACE = 10.0  # seconds for killed actors to be gone
+UNHEARD: Run = (-1, -1)  # what runs in a seat that does not answer: it may be any trial
 CLAIM = "driver"  # the name of the actor that stands for the study's driver
 YIELD = 10.0  # seconds for the claim of a driver that was just killed to vanish
 YOUNG = 0.2  # seconds after which a trial is listened to; most trials that are shorter take one call
 IDLE = 10.0  # seconds after which a seat without a trial gives back what it holds
+QUEUED = 2.0  # seconds after which a trial whose seat is not up has an idle one make way: it may wait for that room
 PAUSE = 0.5  # seconds until a seat that was out of reach is asked again
 SLACK = 1.0  # seconds between two looks at the seats that count as awake
+INLINE = 50_000  # bytes of a packed training function that travel with each seat; Ray fetches larger ones from a node
 BUSY = 10  # times `silence` that a seat may be silent while its node sees its process at work
 
 Resources = Mapping[str, Any] | Callable[[Trial], Mapping[str, Any]]
@@ -51,9 +54,10 @@ Call = Literal["place", "run", "listen", "look"]
 class RayRunner:
     """An executor on Ray; several machines need a file system that all share for the study's folder, or a store.
 
-    address: "auto", "host:port" or "ray://host:port" of a running cluster; None takes RAY_ADDRESS, or else starts a
-    cluster on this machine that ends with the driver. A process that is connected to Ray already stays with that.
-    workers: trials at a time; by default as many as the resources allow.
+    address: "auto" or "host:port" of a running cluster; None takes RAY_ADDRESS, or else starts a cluster on this
+    machine that ends with the driver. A process that is connected to Ray already stays with that.
+    workers: trials at a time; by default as many as the resources that are there allow. A cluster that grows when asked
+    needs a number: what waits beyond its nodes is what it grows for.
     resources: what a trial takes by the names of Ray's options (`KINDS`), or a function of the trial that says so; by
     default one CPU, and where the cluster has GPUs one of those, or an equal share when there are more workers. `env`
     are environment variables. `bundles` makes a placement group, by `strategy` ("PACK"): the training function runs in
@@ -116,14 +120,17 @@ class RayRunner:
         try:  # a cluster with another RAY_AUTH_MODE may fail no earlier than here
             if not self._own:
                 self._claim = _claim(folder, self._space)
-            self._packed = ray.put(packed)
+            # A node that Ray fetches from may be cut off, which costs ten seconds a try.
+            self._packed = packed if len(packed) <= INLINE else ray.put(packed)
         except exceptions.RayError as error:
             raise unusable(self._address or os.environ.get("RAY_ADDRESS", "auto"), error) from error
 
     def attach(self, trials: Sequence[Trial]) -> Sequence[Trial]:
         running = {(trial.id, trial.attempt): trial for trial in trials}
         taken_up: dict[Run, Trial] = {}
-        for name, actor, room, run in self._left():
+        left = self._left(trials)
+        unheard = any(run == UNHEARD for *_, run in left)
+        for name, actor, room, run in left:
             if run in running and run not in taken_up:
                 trial = taken_up[run] = running[run]
                 needs = _needs(self._options(trial))
@@ -134,7 +141,7 @@ class RayRunner:
         for run in running.keys() - taken_up.keys():
             trial = running[run]
             said = self._on_record(trial)
-            if not _has_ended(said) and not self._own and record_path(self._folder, *run).exists():
+            if not _has_ended(said) and not self._own and (unheard or record_path(self._folder, *run).exists()):
                 # Its process may be alive on a machine that is cut off: the next one is another attempt.
                 said.append(Lost(*run, "an end that no driver saw", innocent=True))
             if _has_ended(said):
@@ -165,7 +172,8 @@ class RayRunner:
         avoid = self._lost_on.get(trial.id, set())
         kind = json.dumps(options, sort_keys=True, default=str)
         idle = [seat for seat in self._seats.values() if seat.trial is None]
-        fits = [seat for seat in idle if seat.kind == kind and seat.node not in avoid]
+        lasting = time.monotonic() - IDLE  # before which a seat may have ended itself
+        fits = [seat for seat in idle if seat.kind == kind and seat.node not in avoid and seat.since >= lasting]
         if fits:
             seat = fits[-1]  # the others come nearer to their end
         else:
@@ -211,27 +219,35 @@ class RayRunner:
                 if seat.actor is not None:
                     seat.actor.stop.remote((trial, seat.trial.attempt))
 
-    def close(self) -> None:
+    def close(self, leave: bool = False) -> None:
         if self._packed is not None and ray.is_initialized():
-            for seat in self._seats.values():
-                _kill(seat.room or seat.actor)
-            with contextlib.suppress(Exception):  # on the way out: what cannot be reached ends by its lease
-                if not self._own:
-                    for _, actor in self._actors():
-                        _kill(actor)
-                # Ray would complain of calls left waiting; and who has closed may look for what is left.
-                up = [seat.actor for seat in self._seats.values() if seat.actor is not None]
-                last = [*self._calls, *(actor.listen.remote(0, 0.0) for actor in up)]
-                if last:
-                    ray.wait(last, num_returns=len(last), timeout=GRACE)
-            for seat in self._seats.values():  # an end of ours is none that nobody saw
-                if seat.trial is not None and not _has_ended(self._on_record(seat.trial)):
-                    record_path(self._folder, seat.trial.id, seat.trial.attempt).unlink(missing_ok=True)
+            if self._own or not leave:
+                self._end_all()
             if self._claim is not None:
                 _kill(self._claim)
         self._seats, self._calls, self._packed, self._claim, self._said = {}, {}, None, None, []
         self._own, self._asked = False, -math.inf
         self._cluster.close()
+
+    def _end_all(self) -> None:
+        """End every seat of the study; those that cannot be reached end by their lease."""
+        for seat in self._seats.values():
+            _kill(seat.room or seat.actor)
+        gone = list(self._seats.values()) if self._own else []
+        with contextlib.suppress(Exception):  # on the way out
+            if not self._own:
+                for _, actor in self._actors():
+                    _kill(actor)
+            # Ray would complain of calls left waiting; and who has closed may look for what is left.
+            last = {seat.actor.listen.remote(0, 0.0): seat for seat in self._seats.values() if seat.actor is not None}
+            calls = [*self._calls, *last]
+            ended = [ref for ref in ray.wait(calls, num_returns=len(calls), timeout=GRACE)[0] if ref in last]
+            for ref, answer in zip(ended, _answers(ended), strict=True):
+                if isinstance(answer, exceptions.ActorDiedError):
+                    gone.append(last[ref])
+        for seat in gone:  # an end of ours is none that nobody saw
+            if seat.trial is not None and not _has_ended(self._on_record(seat.trial)):
+                record_path(self._folder, seat.trial.id, seat.trial.attempt).unlink(missing_ok=True)
 
     # ---------------------------------------------------------------------------------------------------- seats
 
@@ -315,16 +331,19 @@ class RayRunner:
             assert seat.trial is not None
             ref = seat.actor.run.remote(seat.trial, seat.seen)
         elif call == "look":
-            there = NodeAffinitySchedulingStrategy(seat.node, soft=False)
-            ref = _at_work.options(scheduling_strategy=there).remote(seat.pid)
+            ref = _ask(seat.node, seat.pid)
         else:  # the first is answered at once, to know that it is up
             ref = seat.actor.listen.remote(seat.seen, 0.0 if seat.heard is None else self._pulse)
         seat.calls[ref] = call
         self._calls[ref] = seat
 
     def _listen(self, now: float) -> None:
+        queued = sum(
+            seat.trial is not None and seat.heard is None and now - seat.since > QUEUED for seat in self._seats.values()
+        )
         for seat in list(self._seats.values()):
-            if seat.trial is None and now - seat.since > IDLE:
+            if seat.trial is None and (queued > 0 or now - seat.since > IDLE):
+                queued -= 1
                 self._end(seat)
             elif seat.actor is None:
                 if not seat.calls and now >= seat.again:
@@ -450,7 +469,8 @@ class RayRunner:
             return []
         said = [message for number, message in self._numbered(trial) if number > seen]
         if not _has_ended(said):
-            said.append(Lost(trial.id, trial.attempt, cause, innocent))
+            never = seat.heard is None  # it did not begin, and so does not bear the blame
+            said.append(Lost(trial.id, trial.attempt, cause, innocent or never))
             if node := seat.node or _known(seat.actor).get("Address", {}).get("NodeID"):
                 self._lost_on.setdefault(trial.id, set()).add(node)
         return said
@@ -472,8 +492,11 @@ class RayRunner:
                     found.append((place["name"], ray.get_actor(place["name"], self._space)))
         return found
 
-    def _left(self) -> list[tuple[str, Any, Any, Run | None]]:
-        """The seats and rooms of an earlier driver, and what runs there; None where nothing does or says so."""
+    def _left(self, trials: Iterable[Trial]) -> list[tuple[str, Any, Any, Run | None]]:
+        """The seats and rooms of an earlier driver, and what runs there, if anything does.
+
+        For a seat that says nothing while its node sees its process at work, the record of a run speaks.
+        """
         if self._own:
             return []
         actors = dict(self._actors())
@@ -484,16 +507,36 @@ class RayRunner:
             _, quiet = ray.wait(quiet, num_returns=len(quiet), timeout=PAUSE)
             if all(_waits_for_room(asked[ref][1]) for ref in quiet):
                 break
+        at_work = self._seen_at_work([asked[ref] for ref in quiet])
+        runs = [(trial.id, trial.attempt) for trial in trials if at_work and not _has_ended(self._on_record(trial))]
+        on_record = {seat_on_record(self._folder, *run): run for run in runs}
         found: list[tuple[str, Any, Any, Run | None]] = []
         for ref, (name, actor) in asked.items():
-            run = None
+            run = on_record.get(name) if name in at_work else None
+            if ref in quiet and run is None and not _waits_for_room(actor):
+                run = UNHEARD
             if ref not in quiet:
-                with contextlib.suppress(exceptions.RayError):
+                try:
                     run = ray.get(ref)
+                except exceptions.ActorUnavailableError:
+                    run = UNHEARD
+                except exceptions.RayError:
+                    run = None
             found.append((name, actor, rooms.pop(name.partition("-")[2], None), run))
         for room in rooms.values():  # whose seat was not there yet
             _kill(room)
         return found
+
+    def _seen_at_work(self, seats: Iterable[tuple[str, Any]]) -> set[str]:
+        """Those of these seats whose processes are at work, as far as their nodes answer."""
+        asked = {}
+        for name, actor in seats:
+            if (known := _known(actor)).get("State") == "ALIVE":
+                asked[_ask(known["Address"]["NodeID"], known["Pid"])] = name
+        if not asked:
+            return set()
+        ready = ray.wait(list(asked), num_returns=len(asked), timeout=GRACE)[0]
+        return {asked[ref] for ref, answer in zip(ready, _answers(ready), strict=True) if answer is True}
 
 
 @dataclass(eq=False)
@@ -542,6 +585,11 @@ def _at_work(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _ask(node: str, pid: int) -> Any:
+    """Asks a node whether this process of its is at work."""
+    return _at_work.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(pid)
 
 
 # ------------------------------------------------------------------------------------------------- one driver a study

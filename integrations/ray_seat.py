@@ -2,7 +2,7 @@
 
 What a run says is numbered and kept here until a driver says that it has it on its disk. Drivers ask for news by calls
 that wait for some; such a call shows each side that the other is alive. A seat that hears of no driver for the time of
-its lease ends itself, with all that its trial has started.
+its lease ends itself, with all that its trial has started; one that has nothing to run or to say, much sooner.
 
 What is kept is also written to a file in the trial's folder, for the driver to read when the seat is gone.
 """
@@ -33,6 +33,7 @@ from search_spaces import Scale
 PAGE = 1000  # messages a call brings at most
 MOST = 10_000  # messages kept, above which a report waits until a driver has taken some
 WATCH = 1.0  # seconds between looks at the lease
+EMPTY = 30.0  # seconds of lease without a run: whoever asked for the seat is gone
 
 #: The node and the process of a seat, and numbered messages.
 Page = tuple[str, int, list[tuple[int, Message]]]
@@ -48,7 +49,8 @@ class Seat:
 
     def __init__(self, packed: bytes, folder: str, lease: float, hang: float | None) -> None:
         self._packed, self._folder, self._lease, self._hang = packed, Path(folder), lease, hang
-        self._node = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        self._node, self._name = context.get_node_id(), context.get_actor_name() or ""
         self._news = threading.Condition()
         self._run: Run | None = None  # the last it was told
         self._over = True  # whether that has had its last message
@@ -139,13 +141,15 @@ class Seat:
             self._news.notify_all()
 
     def _begin_record(self) -> None:
-        """The record of the run, empty at first: it says that this attempt has begun, though nothing was said yet."""
+        """The record of the run, which at first says where this attempt has begun, though nothing was said yet."""
         assert self._run is not None
         path = record_path(self._folder, *self._run)
         with contextlib.suppress(Exception):  # a full disk, or what `run_packed` says better
             if sees(self._packed, self._folder):
                 private_folder(path.parent)
                 self._record = open(path, "w", encoding="utf-8", opener=private)  # noqa: SIM115  # over many calls
+                self._record.write(json.dumps({"seat": self._name}) + "\n")
+                self._record.flush()
 
     def _write(self, message: Message) -> None:
         """Onto the record of the run; one that cannot be written is missed only when this process is killed."""
@@ -169,11 +173,15 @@ class Seat:
             self._heard += max(0.0, now - looked - pause - WATCH)
             looked = now
             # Without its raylet it is dead to all others, and its trial may be begun again elsewhere.
-            if now - self._heard > self._lease or os.getppid() != raylet:
-                if self._run is not None and os.getppid() == raylet:
-                    cause = f"its lease, for no driver was heard of for {self._lease:g} s"
-                    self._say(Lost(*self._run, cause, innocent=True))  # onto the record
+            if os.getppid() != raylet:
                 end()
+            with self._news:
+                lease = min(self._lease, EMPTY) if self._over and not self._kept else self._lease
+                if now - self._heard > lease:
+                    if self._run is not None:
+                        cause = f"its lease, for no driver was heard of for {lease:g} s"
+                        self._say(Lost(*self._run, cause, innocent=True))  # onto the record
+                    end()
             if self._hang is None or self._over or self._run is None:
                 continue
             id, attempt = self._run
@@ -253,6 +261,8 @@ def from_record(folder: Path, trial: int, attempt: int) -> list[tuple[int, Messa
     try:
         for line in record_path(folder, trial, attempt).read_text(encoding="utf-8").splitlines():
             members: dict[str, Any] = json.loads(line)
+            if "seat" in members:  # the first
+                continue
             number, kind = members.pop("n"), _KINDS[members.pop("kind")]
             if "scale" in members:
                 members["scale"] = Scale(members["scale"])
@@ -260,3 +270,12 @@ def from_record(folder: Path, trial: int, attempt: int) -> list[tuple[int, Messa
     except (OSError, ValueError, TypeError, KeyError):
         pass
     return [said for said in found if (said[1].trial, said[1].attempt) == (trial, attempt)]
+
+
+def seat_on_record(folder: Path, trial: int, attempt: int) -> str | None:
+    """The name of the seat in which an attempt has begun."""
+    try:
+        with open(record_path(folder, trial, attempt), encoding="utf-8") as record:
+            return str(json.loads(record.readline())["seat"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -40,7 +40,8 @@ class StudySearch(Searcher):
 
     study: a study, or its folder. steps: how many times a whole run reports. Tune does not say whether a run came to
     its end or was ended: one that returned by itself is told, one that Tune ended is told from `steps` reports on and
-    is stopped before. It is needed with HyperBand, class trainables and stop criteria, which end every run.
+    is stopped before, and counts towards the budget by the share that it made. It is needed with HyperBand, class
+    trainables and stop criteria, which end every run.
 
     `tune_trials.tune_config` says what a config holds. `num_samples` counts what Tune itself remembers: a limit of the
     study (`study.limit(n_trials=64)`) counts every trial, also those that Tune forgot with its driver.
@@ -159,7 +160,9 @@ class StudySearch(Searcher):
         if trial.status == "running" and whole:
             self._tell(trial, metrics, seconds)
         elif trial.status == "running":
-            self.study.stop(trial.id, seconds)
+            reports = self.study.trial(trial.id).reports
+            made = step or (reports[-1].step if reports else 0)
+            self.study.stop(trial.id, seconds, made / self.steps if self.steps and made else None)
             self._hint(step)
         elif trial.status == "failed" and whole and not self.study.objective.missing(metrics):
             # It failed, and Tune ran it again: the result is kept as that of a run made elsewhere.

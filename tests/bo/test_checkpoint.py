@@ -123,8 +123,25 @@ def test_checkpoints_from_before_names_had_attempts_are_read_and_older_than_all_
     assert checkpoint.load(tmp_path) == {"step": 2}
 
 
+def test_a_checkpoint_that_an_earlier_attempt_removes_while_it_is_looked_for_gives_way_to_a_newer_one(
+    tmp_path, monkeypatch
+):
+    checkpoint.save(tmp_path, {"step": 1})
+    listed = checkpoint._there
+
+    def slowly(folder, kind):
+        names = listed(folder, kind)
+        monkeypatch.setattr(checkpoint, "_there", listed)
+        for step in range(2, 4):
+            checkpoint.save(tmp_path, {"step": step}, attempt=1)
+        return names
+
+    monkeypatch.setattr(checkpoint, "_there", slowly)
+    assert checkpoint.load(tmp_path) == {"step": 3}
+
+
 def kept(folder, attempt, text):
-    fresh = checkpoint.begin_files(folder)
+    fresh = checkpoint.begin_files(folder, attempt)
     (fresh / "weights").write_text(text)
     return checkpoint.keep_files(folder, fresh, attempt)
 
@@ -136,6 +153,31 @@ def test_of_folders_with_own_files_the_newest_of_the_latest_attempt_is_kept(tmp_
     (folder,) = tmp_path.iterdir()
     assert (folder / "weights").read_text() == "b"
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_attempts_that_write_files_at_once_leave_each_others_alone(tmp_path):
+    kept(tmp_path, 1, "a")
+    late = checkpoint.begin_files(tmp_path, 1)
+    fresh = checkpoint.begin_files(tmp_path, 2)
+    assert not late.exists()  # what a killed attempt has begun would lie there for good
+    (fresh / "weights").write_text("b")
+    kept(tmp_path, 1, "late")
+    checkpoint.keep_files(tmp_path, fresh, 2)
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "weights").read_text() == "b"
+
+
+def test_files_that_an_earlier_attempt_removes_while_they_are_copied_give_way_to_newer_ones(tmp_path, monkeypatch):
+    kept(tmp_path, 1, "a")
+    copy = checkpoint.shutil.copytree
+
+    def slowly(source, target):
+        monkeypatch.setattr(checkpoint.shutil, "copytree", copy)
+        copy(source, target)  # as far as that attempt lets it
+        kept(tmp_path, 1, "newer")
+
+    monkeypatch.setattr(checkpoint.shutil, "copytree", slowly)
+    assert (checkpoint.begin_files(tmp_path, 2) / "weights").read_text() == "newer"
 
 
 def test_a_folder_comes_back_from_its_archive_with_all_that_was_in_it(tmp_path):

@@ -55,7 +55,7 @@ class AtOnce:
     def stop(self, trial):
         pass
 
-    def close(self):
+    def close(self, leave=False):
         self.trials = []
 
 

@@ -3,11 +3,14 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bo import Study, WeightedSum, journal, run
+from bo import JournalError, Minimize, Study, WeightedSum, journal, run
 from integrations.in_process import InProcess
 from search_spaces import Fidelity, Mixture, Real, Schedule, Space
 
@@ -109,3 +112,35 @@ def test_a_study_killed_again_and_again_goes_on_as_if_it_had_not_been(tmp_path, 
         assert killed(tmp_path, kill_at, torn=kill_at) == -signal.SIGKILL
     assert killed(tmp_path, NEVER) == 0
     assert (tmp_path / journal.NAME).read_bytes() == undisturbed
+
+
+def deadly(left: Iterator[int], call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call(*args, **kwargs)
+
+
+def fork_and_die(folder: Path, calls: int) -> None:
+    """Fork the study in `folder`; die once so many calls were made that write, rename or make something."""
+    left = iter(range(calls))
+    for name in ("fsync", "replace", "mkdir", "ftruncate", "pwrite"):
+        setattr(os, name, partial(deadly, left, getattr(os, name)))
+    Study.open(folder / "study").fork(folder / "fork")
+
+
+def test_a_fork_that_is_killed_is_there_whole_or_not_at_all_and_can_be_made_again(tmp_path):
+    line = Space(lr=Real(0.0, 1.0))
+    with Study.create(tmp_path / "study", line, objective=Minimize("loss"), policy="sobol") as study:
+        run(study, lambda trial: {"loss": trial.config["lr"]}, n_trials=3)
+    for calls in range(100):
+        process = PROCESSES.Process(target=fork_and_die, args=(tmp_path, calls))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        if journal.exists(tmp_path / "fork"):
+            break
+    assert calls > 5
+    fork = Study.open(tmp_path / "fork")
+    assert [trial.metrics for trial in fork.trials] == [trial.metrics for trial in study.trials]
+    with pytest.raises(JournalError, match="already holds a study"):
+        study.fork(tmp_path / "fork")

@@ -41,8 +41,9 @@ def made(path, objective=None):
 def with_checkpoint(study, id):
     folder = trial_folder(study.folder, id)
     checkpoint.save(folder, 1)
-    (checkpoint.begin_files(folder) / "weights").touch()
-    checkpoint.keep_files(folder, folder / ".files-new")
+    fresh = checkpoint.begin_files(folder)
+    (fresh / "weights").touch()
+    checkpoint.keep_files(folder, fresh)
     (folder / "log.txt").touch()
     (folder / ".checkpoint-000-000002.zip.torn").touch()
 

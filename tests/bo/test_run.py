@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import math
+import time
+from multiprocessing.connection import wait
 
 import pytest
 
@@ -11,6 +13,7 @@ from bo.ports import Lost, Message, Raised, Returned
 from bo.run import request_stop, stop_requested
 from bo.trial import Trial
 from integrations.in_process import InProcess
+from integrations.process_pool import ProcessPool
 from search_spaces import Fidelity, Real, Space
 
 SPACE = Space(lr=Real(1e-4, 1e-1, log=True), momentum=Real(0.0, 1.0))
@@ -280,7 +283,7 @@ class Unlucky:
     def stop(self, trial):
         self.inner.stop(trial)
 
-    def close(self):
+    def close(self, leave=False):
         self.inner.close()
 
 
@@ -344,7 +347,7 @@ class Cursed:
     def stop(self, trial):
         pass
 
-    def close(self):
+    def close(self, leave=False):
         pass
 
 
@@ -385,3 +388,74 @@ def test_stop_trial_is_not_swallowed_as_an_error(study):
 
     run(study, train, n_trials=1)
     assert study.trial(0).status == "stopped"
+
+
+def test_results_that_are_there_when_ctrl_c_comes_are_kept(study, tmp_path):
+    def train(trial):
+        while trial.id == 1 and not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        return bowl(trial)
+
+    pool = ProcessPool(2)
+
+    def interrupt(moment, trial):
+        if (moment, trial.id) == ("told", 0):
+            (tmp_path / "go").touch()
+            assert wait([worker.connection for worker in pool._busy.values()], 60.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, train, executor=pool, n_trials=4, watch=interrupt)
+    assert [t.status for t in Study.open(study.folder).trials][:2] == ["finished"] * 2
+    assert len([t for t in study.trials if t.told]) == 2
+
+
+def test_results_that_are_being_written_when_ctrl_c_comes_are_kept(study):
+    class Interrupted(dict):
+        """Metrics in the midst of which Ctrl-C comes, once."""
+
+        def items(self):
+            if not came:
+                came.append(True)
+                raise KeyboardInterrupt
+            return super().items()
+
+    came = []
+
+    class Together(InProcess):
+        """Three slots whose trials end at the same moment."""
+
+        def open(self, train, folder):
+            self.trials = []
+
+        def capacity(self):
+            return 3 - len(self.trials)
+
+        def submit(self, trial):
+            self.trials.append(trial)
+
+        def wait(self, deliver, timeout):
+            kinds = (dict, Interrupted, dict)
+            deliver([Returned(t.id, 1, kind(loss=1.0), 0.0) for t, kind in zip(self.trials, kinds, strict=True)])
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, bowl, executor=Together(), n_trials=3)
+    assert came
+    assert [t.status for t in Study.open(study.folder).trials] == ["finished"] * 3
+
+
+def test_after_ctrl_c_no_trial_is_trained_in_the_drivers_own_process(study):
+    trained = []
+
+    def train(trial):
+        trained.append(trial.id)
+        return bowl(trial)
+
+    def interrupt(moment, trial):
+        if moment == "started":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, train, n_trials=1, watch=interrupt)
+    assert trained == []
+    assert [t.status for t in study.trials] == ["running"]

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from bo import Maximize, Minimize, Pareto, Report, Study, Trial, WeightedSum, checkpoint, run, stopping
+from bo import Maximize, Minimize, Pareto, Report, Study, Trial, WeightedSum, checkpoint, journal, run, stopping
+from bo.events import to_line
 from bo.stopping import RULES, Halving
 from bo.study import trial_folder
 from search_spaces import Fidelity, Real, Scale, Space
@@ -253,3 +254,107 @@ def test_proxies_are_judged_among_proxies(tmp_path):
             study.report(asked.id, 1, {"loss": asked.config["lr"]})
             stopped.append(study.should_stop(asked.id))
         assert stopped == [False] * 4 + [True]
+
+
+# ------------------------------------------------------------------------------- what a run that was ended costs
+
+SIZES = Fidelity(params=(1e5, 1e6), tokens=(1e6,), target={"params": 1e6, "tokens": 1e6})
+EIGHT = {"name": "halving", "first": 2, "last": 8}
+
+
+def of_study(folder, space=SPACE, **settings):
+    return Study.create(folder, space, objective=LOSS, policy="sobol", **settings)
+
+
+def test_a_run_that_was_ended_costs_the_share_that_it_made_and_the_budget_goes_further(tmp_path):
+    with of_study(tmp_path / "whole") as whole, of_study(tmp_path / "halved", stopping=EIGHT) as halved:
+        for study in (whole, halved):
+            run(study, train, budget=12)
+            assert 11 < study.spent <= 12 + 1e-9
+        assert len(whole.trials) == 12
+        assert len(halved.trials) >= 16
+        ended = [trial for trial in halved.trials if trial.status == "stopped"]
+        assert [trial.cost for trial in ended] == [trial.reports[-1].step / 8 for trial in ended]
+        assert halved.best().metrics["loss"] <= whole.best().metrics["loss"]
+
+
+def test_what_was_spent_is_the_same_wherever_the_study_is_opened_again(tmp_path):
+    spent = {}
+    with of_study(tmp_path / "study", stopping=EIGHT) as study:
+        run(study, train, n_trials=16, watch=lambda *_: spent.update({study.seen: study.spent}))
+        assert "stopped" in {trial.status for trial in study.trials}
+        assert study.spent == pytest.approx(sum(trial.cost for trial in study.trials))
+    lines = (tmp_path / "study" / journal.NAME).read_bytes().splitlines(keepends=True)
+    again = tmp_path / "again"
+    again.mkdir()
+    for seen, then in spent.items():
+        (again / journal.NAME).write_bytes(b"".join(lines[:seen]))
+        assert Study.open(again).spent == then
+
+
+def test_a_run_ended_by_a_driver_that_did_not_write_shares_counts_in_full(tmp_path):
+    with of_study(tmp_path) as study:
+        first, second = study.ask(2)
+        study.stop(first.id, share=0.25)
+        study.stop(second.id, share=0.25)
+    path = tmp_path / journal.NAME
+    events, _ = journal.read(path)
+    assert Study.open(tmp_path).spent == 0.5
+    assert events[-1].pop("share") == 0.25
+    old = [to_line(each["n"], each["at"], {k: v for k, v in each.items() if k not in ("n", "at")}) for each in events]
+    path.write_bytes(b"".join(old))
+    assert [trial.cost for trial in Study.open(tmp_path).trials] == [0.25, 1.0]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan, True, "half"])
+def test_a_share_that_is_none_is_refused(tmp_path, share):
+    with of_study(tmp_path) as study:
+        (asked,) = study.ask(1)
+        with pytest.raises(ValueError, match="share must be a number from 0 to 1, got"):
+            study.stop(asked.id, share=share)
+        assert study.trial(asked.id).status == "running"
+
+
+@pytest.mark.parametrize(
+    ("own", "lengths", "last", "share"),
+    [
+        ([2, 4], [8, 8], None, 0.5),
+        ([2, 4], [8, 8.5], None, 0.5),
+        ([2, 4], [8, 16], None, None),  # nobody knows how long this one is
+        ([2, 4], [8], 100, 0.04),  # what was said goes before what ran
+        ([2, 4], [], 16, 0.25),
+        ([2, 4], [], None, None),
+        ([], [8], None, None),
+        ([8], [8], None, None),
+        ([0], [9], None, 1 / 9),  # steps from 0 on
+        ([0], [0], None, None),
+    ],
+)
+def test_the_share_is_told_from_finished_runs_of_the_scale_or_from_the_rule(own, lengths, last, share):
+    others = [trial(id, 0.0, steps=[length], status="finished") for id, length in enumerate(lengths)]
+    others += [trial(7, 0.0, steps=[3]), trial(8, 0.0, steps=[3], scale=1e5, status="finished")]
+    mine = trial(9, *[0.0] * len(own), steps=own)
+    assert stopping.share(mine, [*others, mine], last) == share
+
+
+def test_steps_that_are_counted_from_0_are_so_in_all_runs():
+    whole = trial(0, *[0.0] * 10, steps=list(range(10)), status="finished")
+    assert stopping.share(trial(1, 0.0, 0.0, 0.0, steps=[0, 1, 2]), [whole]) == 0.3
+    assert stopping.share(trial(1, 0.0, steps=[0]), [trial(0, 0.0, 0.0, steps=[0, 1], status="finished")]) == 0.5
+
+
+def test_a_trunk_that_was_ended_counts_in_full_since_its_branches_cost_too():
+    others = [trial(0, 0.0, steps=[8], status="finished")]
+    assert stopping.share(trial(9, 0.0, steps=[4]), others) == 0.5
+    assert stopping.share(replace(trial(9, 0.0, steps=[4]), wanted=(Scale({"params": 1e5}),)), others) is None
+
+
+def test_what_the_rule_was_told_of_the_length_of_a_run_holds_at_the_top_scale(tmp_path):
+    with of_study(tmp_path, Space(lr=Real(0.0, 1.0), fidelity=SIZES), stopping=EIGHT) as study:
+        study.enqueue({"lr": 0.5}, {"params": 1e5, "tokens": 1e6})
+        study.enqueue({"lr": 0.5})
+        small, large = study.ask(2)
+        for asked in (small, large):
+            study.report(asked.id, 2, {"loss": 1.0})
+            study.stop(asked.id)
+        assert [trial.cost for trial in study.trials] == [small.cost, 0.25]

@@ -58,7 +58,7 @@ class Elsewhere:
     def stop(self, trial):
         self.stopped.append(trial)
 
-    def close(self):
+    def close(self, leave=False):
         self.running.clear()
 
 
@@ -241,7 +241,7 @@ class Timed:
     def answer(self):
         return self.draft.proposals(), self.seconds
 
-    def close(self):
+    def close(self, leave=False):
         pass
 
 

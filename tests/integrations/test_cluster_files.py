@@ -1,5 +1,7 @@
 """The files that start a cluster: each by the schema of what reads it, or run with that played by a stand-in."""
 
+import functools
+import operator
 import os
 import re
 import shlex
@@ -16,17 +18,20 @@ import pytest
 import yaml
 
 from bo import Study
+from integrations.command_line import parser
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "cluster"
 
-# The fields of a RayJob that a sweep may want, from KubeRay's reference of ray.io/v1 (1.5.1 has authOptions); what is
-# not here is refused, as the API server refuses unknown fields. Pods are Kubernetes' own: only their outline is here.
+# The fields of a RayJob that a sweep may want, as KubeRay's types of ray.io/v1 have them (1.5.1 has authOptions), with
+# what its operator refuses beyond them; what is not here is refused, as the API server refuses unknown fields. Pods are
+# Kubernetes' own: only their outline is here.
+NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
-WHOLE = {"type": "integer", "minimum": 0}
-QUANTITIES = {
-    "type": "object",
-    "additionalProperties": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi)?$"},
-}
+WHOLE = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+POSITIVE = {**WHOLE, "minimum": 1}
+NUMBER = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)"
+QUANTITY = {"type": ["integer", "string"], "pattern": rf"^{NUMBER}([KMGTPE]i|[numkMGTPE]|[eE][+-]?{NUMBER})?$"}
+QUANTITIES = {"type": "object", "additionalProperties": QUANTITY}
 
 
 def fields(required=(), **known):
@@ -34,10 +39,10 @@ def fields(required=(), **known):
 
 
 ENVIRONMENT = {"type": "array", "items": fields(["name"], name={"type": "string"}, value={"type": "string"})}
-MOUNT = fields(["name", "mountPath"], name={}, mountPath={"type": "string"}, readOnly={"type": "boolean"})
+MOUNT = fields(["name", "mountPath"], name=NAME, mountPath={"type": "string"}, readOnly={"type": "boolean"})
 CONTAINER = fields(
     ["name", "image", "resources"],
-    name={"type": "string"},
+    name=NAME,
     image={"type": "string"},
     env=ENVIRONMENT,
     resources=fields(requests=QUANTITIES, limits=QUANTITIES),
@@ -45,23 +50,25 @@ CONTAINER = fields(
 )
 POD = fields(
     ["spec"],
-    metadata={"type": "object"},
+    metadata=fields(labels=TEXTS, annotations=TEXTS),
     spec=fields(
         ["containers"],
         serviceAccountName={"type": "string"},
         terminationGracePeriodSeconds=WHOLE,
         containers={"type": "array", "minItems": 1, "items": CONTAINER},
-        volumes={"type": "array", "items": fields(["name"], name={}, configMap=fields(["name"], name={}))},
+        volumes={"type": "array", "items": fields(["name"], name=NAME, configMap=fields(["name"], name=NAME))},
         nodeSelector=TEXTS,
         tolerations={"type": "array"},
     ),
 )
 WORKERS = fields(
-    ["groupName", "template"],
+    ["groupName", "minReplicas", "maxReplicas", "template"],
     groupName={"type": "string"},
     replicas=WHOLE,
     minReplicas=WHOLE,
     maxReplicas=WHOLE,
+    numOfHosts=POSITIVE,
+    idleTimeoutSeconds=WHOLE,
     rayStartParams=TEXTS,
     template=POD,
 )
@@ -69,12 +76,12 @@ RAY_JOB = fields(
     ["apiVersion", "kind", "metadata", "spec"],
     apiVersion={"const": "ray.io/v1"},
     kind={"const": "RayJob"},
-    metadata={"type": "object", "required": ["name"]},
+    metadata=fields(["name"], name=NAME, namespace=NAME, labels=TEXTS, annotations=TEXTS),
     spec=fields(
         ["entrypoint", "rayClusterSpec"],
         entrypoint={"type": "string"},
         backoffLimit=WHOLE,
-        activeDeadlineSeconds=WHOLE,
+        activeDeadlineSeconds=POSITIVE,
         ttlSecondsAfterFinished=WHOLE,
         shutdownAfterJobFinishes={"type": "boolean"},
         submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
@@ -84,8 +91,12 @@ RAY_JOB = fields(
             rayVersion={"type": "string"},
             authOptions=fields(["mode"], mode={"enum": ["disabled", "token"]}),
             enableInTreeAutoscaling={"type": "boolean"},
-            autoscalerOptions=fields(idleTimeoutSeconds=WHOLE),
-            headGroupSpec=fields(["rayStartParams", "template"], rayStartParams=TEXTS, template=POD),
+            autoscalerOptions=fields(
+                idleTimeoutSeconds=WHOLE,
+                version={"enum": ["v1", "v2"]},
+                upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
+            ),
+            headGroupSpec=fields(["template"], rayStartParams=TEXTS, template=POD),
             workerGroupSpecs={"type": "array", "items": WORKERS},
         ),
     ),
@@ -152,9 +163,46 @@ def test_the_job_of_kuberay_has_the_fields_of_its_reference():
     jsonschema = pytest.importorskip("jsonschema")
     job = loaded("rayjob.yaml")
     jsonschema.validate(job, RAY_JOB)
-    job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0  # a number where texts are wanted
-    with pytest.raises(jsonschema.ValidationError, match="0 is not of type 'string'"):
+    groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for group in groups:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        for container in group["template"]["spec"]["containers"]:  # Kubernetes does not overcommit these
+            wanted, most = container["resources"]["requests"], container["resources"]["limits"]
+            assert wanted["nvidia.com/gpu"] == most["nvidia.com/gpu"]
+    assert len({group["groupName"] for group in groups}) == len(groups)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("headGroupSpec", "rayStartParams", "num-cpus"), 0, "0 is not of type 'string'"),
+        (("enableInTreeAutoscaling",), "true", "'true' is not of type 'boolean'"),
+        (("enableIntreeAutoscaling",), True, "'enableIntreeAutoscaling' was unexpected"),
+        (("authOptions", "mode"), "tokens", r"'tokens' is not one of \['disabled', 'token'\]"),
+        (("autoscalerOptions", "idleTimeoutSeconds"), 0.5, "0.5 is not of type 'integer'"),
+        (("workerGroupSpecs", 0, "maxReplicas"), 2**31, "2147483648 is greater than the maximum"),
+        (("workerGroupSpecs", 0, "minReplica"), 0, "'minReplica' was unexpected"),
+        (
+            ("headGroupSpec", "template", "spec", "containers", 0, "resources", "limits", "memory"),
+            "8 GB",
+            "does not match",
+        ),
+    ],
+)
+def test_what_kuberay_would_refuse_is_refused(path, value, message):
+    jsonschema = pytest.importorskip("jsonschema")
+    job = loaded("rayjob.yaml")
+    *way, last = path
+    functools.reduce(operator.getitem, way, job["spec"]["rayClusterSpec"])[last] = value
+    with pytest.raises(jsonschema.ValidationError, match=message):
         jsonschema.validate(job, RAY_JOB)
+
+
+def test_a_cluster_that_starts_empty_is_told_how_far_it_may_grow():
+    groups = loaded("rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert {group["minReplicas"] for group in groups} == {0}
+    options = parser().parse_args(option_words(loaded("rayjob.yaml")["spec"]["entrypoint"]))
+    assert options.workers >= sum(group["maxReplicas"] for group in groups)
 
 
 def test_every_pod_of_kuberay_gets_the_token_of_the_operator():

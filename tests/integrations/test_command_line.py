@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,39 @@ def test_what_a_resume_has_to_repeat_is_said(file, capsys):
     assert said in capsys.readouterr().out
     assert main(["resume", "studies/job", "--executor", "in-process", "--trials", "4"]) == 0
     assert "The last run had" not in capsys.readouterr().out
+
+
+def test_a_plan_looks_at_the_study_in_the_store_and_fetches_nothing(file, capsys):
+    run_it = ("run", "job.py", "--executor", "in-process", "--store", "store")
+    assert main([*run_it, "--trials", "2"]) == 0
+    shutil.rmtree("studies")
+    before = sorted(Path().rglob("*"))
+    capsys.readouterr()
+
+    assert main([*run_it, "--trials", "9", "--plan"]) == 0
+    assert "Plan:" in capsys.readouterr().out
+    assert main([*run_it, "--seed", "5", "--plan"]) == 0
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_new_study_is_refused_a_store_of_another_one_before_its_folder_is_made(file, capsys):
+    assert windtunnel("--trials", "1", "--store", "store") == 0
+    before = sorted(Path().rglob("*"))
+    capsys.readouterr()
+
+    assert windtunnel("--trials", "1", "--store", "store", "--study", "new", "--seed", "5") == 1
+    error = capsys.readouterr().err
+    assert f"{Path.cwd()}/store holds a study that this would go on with. it was made with seed 0, not 5" in error
+    file.write_text(FILE.replace("/ 10", "/ 20"))
+    assert windtunnel("--trials", "1", "--store", "store", "--study", "new") == 1
+    assert "job.py is not what the study was run with" in capsys.readouterr().err
+    shutil.rmtree("store/journal")
+    assert windtunnel("--trials", "1", "--store", "store", "--study", "new") == 1
+    assert f"holds another study, mirrored by pid {os.getpid()} on" in capsys.readouterr().err
+    assert not Path("new").exists()
+    assert [path for path in before if not path.is_relative_to("store")] == sorted(
+        path for path in Path().rglob("*") if not path.is_relative_to("store")
+    )
 
 
 def test_arguments_after_two_dashes_reach_the_file(file):
@@ -223,11 +257,12 @@ def test_another_terminal_sees_a_running_study_stops_a_trial_and_the_sweep(file,
     assert Study.open("studies/job").running == ()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("executor", sorted(ports.EXECUTORS))
-def test_ctrl_c_leaves_a_study_that_resumes(file, executor):
+def test_ctrl_c_and_a_schedulers_word_leave_a_study_that_resumes(file, executor, number):
     workers = () if executor == "in-process" else POOL[2:4]
     with start("--executor", executor, *workers, "--hours", "9", *POOL[4:]) as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(30) == 130
         out = process.stdout.read()
     assert "Interrupted; every result is safe. windtunnel resume studies/job" in out

@@ -2,9 +2,11 @@
 
 import collections
 import contextlib
+import functools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,30 +21,34 @@ from bo import Study, journal
 SECONDS = 90.0
 HERE = Path(__file__).parents[2]
 
-# Holds a cluster: writes a line for its head and one for each node, adds a node for each line that it reads, and ends
-# the cluster at the end of its input.
-CLUSTER = """
+# Holds a node: writes a line when it is up, and ends it at the end of its input. The first node of a cluster has no
+# address to join.
+NODE = """
 import json, sys
-from ray.cluster_utils import Cluster
+from ray._private.node import Node
+from ray._private.parameter import RayParams
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-pids = lambda node: [each.process.pid for each in node.all_processes["raylet"]]
-print(json.dumps({"address": cluster.address, "raylet": pids(cluster.head_node)[0]}), flush=True)
-for line in sys.stdin:
-    node = cluster.add_node(**json.loads(line))
-    print(json.dumps({"node": node.node_id, "raylet": pids(node)[0]}), flush=True)
-cluster.shutdown()
+settings = {
+    "object_store_memory": 150 * 1024**2, "min_worker_port": 0, "max_worker_port": 0, "node_manager_port": 0,
+    "include_log_monitor": False, "include_dashboard": False, **json.loads(sys.argv[1])
+}
+node = Node(RayParams(**settings), head="gcs_address" not in settings, shutdown_at_exit=True, spawn_reaper=True)
+print(json.dumps([node.gcs_address, node.all_processes["raylet"][0].process.pid]), flush=True)
+sys.stdin.read()
 """
 
 # A driver. Each attempt leaves a file when it begins and one when it has done its last step.
 DRIVER = """
 import json, os, random, sys, time
+import ray
 from pathlib import Path
 from bo import Minimize, Study, journal, run
+from integrations.command_line import terminable
 from integrations.ray_runner import RayRunner
 from search_spaces import Real, Space
 
 folder, trials, settings = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+pace, at = settings.pop("pace"), settings.pop("at")
 
 def mark(trial, what, **more):
     path = folder / "runs" / f"{trial.id}-{trial.attempt}-{os.getpid()}-{what}"
@@ -53,7 +59,7 @@ def train(trial):
     first = (trial.load() or {"step": 0})["step"]
     mark(trial, "begun", step=first)
     for step in range(first, steps(trial.id)):
-        time.sleep(0.2)
+        time.sleep(pace)
         trial.save({"step": step + 1})
         trial.report(step, {"loss": trial.config["lr"] + 1 / (step + 1)})
     mark(trial, "done")
@@ -63,11 +69,14 @@ def steps(id):
     return random.Random(id).randrange(2, 15)
 
 (folder / "runs").mkdir(parents=True, exist_ok=True)
+if at is not None:  # Ray would take the first node that it finds among the machine's processes
+    ray.init(settings["address"], _node_ip_address=at, log_to_driver=False)
 if journal.exists(folder):
     study = Study.open(folder)
 else:
     study = Study.create(folder, Space(lr=Real(0.0, 1.0)), objective=Minimize("loss"), policy="sobol", seed=0)
-run(study, train, executor=RayRunner(**settings), n_trials=trials)
+with terminable():  # as the command line has it
+    run(study, train, executor=RayRunner(**settings), n_trials=trials)
 """
 
 # On which nodes the attempts of a trial ran that loses two processes.
@@ -112,14 +121,10 @@ print(json.dumps([actors, used]))
 KILLS = {"drivers": 200, "workers": 50, "raylets": 10, "partitions": 3}  # KILLS_DRIVERS=2 and so on sets others
 
 
-def environment() -> dict[str, str]:
+def environment(loopback: bool = True) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return clean | {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on the loopback address
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "PYTHONPATH": str(HERE),
-    }
+    clean |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {}
+    return clean | {"RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "PYTHONPATH": str(HERE)}
 
 
 def until(holds, seconds: float = SECONDS, pause: float = 0.05) -> bool:
@@ -140,41 +145,120 @@ def alive(pid: int) -> bool:
         return False
 
 
-class Outliving:
-    """A cluster in a process of its own, with a head without CPUs and nodes of one CPU each."""
+def ip(*words: object) -> str:
+    return subprocess.run(["ip", *map(str, words)], check=True, capture_output=True, text=True).stdout
 
-    def __init__(self, nodes: int) -> None:
+
+@functools.cache
+def without_namespaces() -> str:
+    """Why there are no network namespaces here; nothing where there are."""
+    try:
+        Network().close()
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"no network namespaces can be made: {getattr(error, 'stderr', None) or error}".strip()
+    return ""
+
+
+class Network:
+    """A bridge and namespaces whose links end at it; what killed tests have left of theirs is removed first."""
+
+    def __init__(self) -> None:
+        for name in [*ip("netns", "list").split(), *ip("-br", "link", "show", "type", "bridge").split()]:
+            if (found := re.fullmatch(r"wt(\d+)(?:n\d+)?", name)) and not Path(f"/proc/{found[1]}").exists():
+                self._remove(name)
+        pid = os.getpid()
+        self.name, self._subnet, self._spaces = f"wt{pid}", f"10.{64 + pid // 256 % 64}.{pid % 256}", list[str]()
+        ip("link", "add", self.name, "type", "bridge")
+        try:
+            ip("link", "set", self.name, "up")
+            self._remove(self.add()[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self) -> tuple[str, str]:
+        """A new namespace, and its address."""
+        number = len(self._spaces) + 1
+        name, address = f"{self.name}n{number}", f"{self._subnet}.{number}"
+        self._spaces.append(name)
+        ip("netns", "add", name)
+        ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+        ip("link", "set", name, "master", self.name, "up")
+        ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+        for link in ("eth0", "lo"):
+            ip("-n", name, "link", "set", link, "up")
+        return name, address
+
+    @staticmethod
+    def _remove(name: str) -> None:
+        """Remove a namespace with all that runs there, and the link of this name."""
+        with contextlib.suppress(subprocess.CalledProcessError):
+            for pid in ip("netns", "pids", name).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        for kind in ("link", "netns"):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip(kind, "delete", name)
+
+    def close(self) -> None:
+        for name in (*self._spaces, self.name):
+            self._remove(name)
+
+
+class Node:
+    """A node of a cluster, in a process of its own; where there is a network it has a namespace there."""
+
+    def __init__(self, network: Network | None, join: str | None, cpus: int) -> None:
+        self._network, self._halted = network, list[int]()
+        settings: dict[str, object] = {"num_cpus": cpus, "num_gpus": 0}
+        settings |= {"gcs_address": join} if join else {}
+        self.within: list[str] = []  # the words before a command that is to run here
+        self.ip = None
+        if network is not None:
+            self.name, self.ip = network.add()
+            self.within = ["ip", "netns", "exec", self.name]
+            settings["node_ip_address"] = self.ip
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER],
+            [*self.within, sys.executable, "-c", NODE, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment(),
+            env=environment(loopback=network is None),
             start_new_session=True,
         )
-        self.address = self._line()["address"]
-        self.raylets = [self.add() for _ in range(nodes)]
+        line = next((line for line in self._process.stdout if line.startswith("[")), None)
+        assert line is not None, "the node did not start"
+        self.address, self.raylet = json.loads(line)
 
-    def _line(self):
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise AssertionError("the cluster did not start")
-
-    def add(self) -> int:
-        self._process.stdin.write(json.dumps({"num_cpus": 1}) + "\n")
-        self._process.stdin.flush()
-        return self._line()["raylet"]
-
-    def workers(self, raylet: int) -> list[int]:
-        children = subprocess.run(["pgrep", "-P", str(raylet)], capture_output=True, text=True).stdout.split()
+    def workers(self) -> list[int]:
+        children = subprocess.run(["pgrep", "-P", str(self.raylet)], capture_output=True, text=True).stdout.split()
         return [int(pid) for pid in children]
 
-    def close(self) -> None:
-        for raylet in self.raylets:
+    def cut(self) -> None:
+        """Take it from all others: what they send is lost without a word. Without a network all on it halts instead."""
+        if self._network is not None:
+            ip("link", "set", self.name, "nomaster")
+            return
+        self._halted = [self.raylet, *self.workers()]
+        for pid in self._halted:
+            os.kill(pid, signal.SIGSTOP)
+
+    def heal(self) -> None:
+        if self._network is not None:
+            ip("link", "set", self.name, "master", self._network.name)
+        for pid in self._halted:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(raylet, signal.SIGCONT)
+                os.kill(pid, signal.SIGCONT)
+        self._halted = []
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.raylet, signal.SIGKILL)
+        self.end()
+
+    def end(self) -> None:
+        self.heal()
         self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(30)
@@ -182,6 +266,27 @@ class Outliving:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process.stdout.close()
+
+
+class Outliving:
+    """A cluster that no driver ends, with a head without CPUs and nodes of one CPU each."""
+
+    def __init__(self, nodes: int, network: Network | None = None) -> None:
+        self.network = network
+        self.nodes: list[Node] = []
+        self.head = Node(network, None, 0)
+        for _ in range(nodes):
+            self.add()
+
+    def add(self) -> None:
+        self.nodes.append(Node(self.network, self.head.address, cpus=1))
+
+    def of(self, pid: int) -> Node:
+        return next(node for node in self.nodes if pid in node.workers())
+
+    def close(self) -> None:
+        for node in (*self.nodes, self.head):
+            node.end()
 
 
 @dataclass
@@ -208,10 +313,13 @@ class Count:
 class Sweep:
     """A study whose drivers are killed."""
 
-    def __init__(self, folder: Path, address: str, trials: int, **settings) -> None:
-        self.folder, self.address, self.trials = folder / "study", address, trials
+    def __init__(self, folder: Path, cluster: Outliving, trials: int, at: Node | None = None, **settings) -> None:
+        self.folder, self.cluster, self.trials = folder / "study", cluster, trials
+        self.at = at or cluster.head
         self.log = folder / "driver.log"
-        self.settings = {"address": address, "workers": 2, "lease": 60.0, "silence": 4.0, **settings}
+        address = cluster.head.address
+        self.settings = {"address": address, "workers": 2, "lease": 60.0, "silence": 4.0, "pace": 0.2, **settings}
+        self.settings["at"] = self.at.ip
         self.count = Count(trials=trials)
         self.driver: subprocess.Popen[bytes] | None = None
         self.kills: list[float] = []
@@ -224,12 +332,20 @@ class Sweep:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.driver = subprocess.Popen(
-                [sys.executable, "-c", DRIVER, str(self.folder), str(self.trials), json.dumps(self.settings)],
+                [*self._python(self.at), DRIVER, str(self.folder), str(self.trials), json.dumps(self.settings)],
                 stdout=log,
                 stderr=log,
-                env=environment(),
+                env=self._environment,
                 start_new_session=True,
             )
+
+    @staticmethod
+    def _python(node: Node) -> list[str]:
+        return [*node.within, sys.executable, "-c"]
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return environment(loopback=self.cluster.network is None)
 
     def size(self) -> int:
         return self.journal.stat().st_size if self.journal.exists() else 0
@@ -246,6 +362,22 @@ class Sweep:
             trial, attempt, pid, _ = path.name.split("-")
             found[int(trial), int(attempt), int(pid)] = json.loads(path.read_text())["at"]
         return found
+
+    def moment(self, what: str, trial: int, attempt: int) -> float | None:
+        return next((at for run, at in self.marks(what).items() if run[:2] == (trial, attempt)), None)
+
+    def where(self, trial: int, attempt: int) -> Node:
+        return self.cluster.of(next(run[2] for run in self.marks("begun") if run[:2] == (trial, attempt)))
+
+    def first_step(self, trial: int, attempt: int) -> int:
+        """The step of the checkpoint from which an attempt went on."""
+        (path,) = (self.folder / "runs").glob(f"{trial}-{attempt}-*-begun")
+        return json.loads(path.read_text())["step"]
+
+    def steps(self, trial: int, attempt: int) -> list[int]:
+        """What an attempt has reported."""
+        events = journal.read(self.journal)[0]
+        return [e["step"] for e in events if e["kind"] == "reported" and (e["trial"], e["attempt"]) == (trial, attempt)]
 
     def running(self) -> list[tuple[int, int, int]]:
         done = self.marks("done")
@@ -285,7 +417,10 @@ class Sweep:
         count.orphaned = sum(map(alive, pids))
         space = f"windtunnel-{journal.identity(self.folder)}"
         left = subprocess.run(
-            [sys.executable, "-c", LEFT, self.address, space], capture_output=True, text=True, env=environment()
+            [*self._python(self.cluster.head), LEFT, self.cluster.head.address, space],
+            capture_output=True,
+            text=True,
+            env=self._environment,
         )
         actors, used = json.loads(left.stdout.splitlines()[-1])
         count.orphaned += len(actors) + bool(used)
@@ -301,7 +436,7 @@ def survive(cluster: Outliving, folder: Path, trials: int, seed: int, **kills: i
     rng = random.Random(seed)
     plan = [kind for kind, n in kills.items() for _ in range(n)]
     rng.shuffle(plan)
-    sweep = Sweep(folder, cluster.address, trials)
+    sweep = Sweep(folder, cluster, trials)
     sweep.start()
     for kind in plan:
         if kind == "drivers" and rng.random() < 0.3:  # also one that has not come to anything
@@ -318,20 +453,17 @@ def survive(cluster: Outliving, folder: Path, trials: int, seed: int, **kills: i
             assert until(sweep.running)
             with contextlib.suppress(ProcessLookupError, IndexError):
                 os.kill(rng.choice(sweep.running())[2], signal.SIGKILL)
+        elif kind == "partitions":  # before or after what runs there is given up, the node comes back
+            node = rng.choice(cluster.nodes)
+            node.cut()
+            if rng.random() < 0.5:  # the next driver finds it so
+                sweep.kill_driver()
+                sweep.start()
+            time.sleep(rng.choice((0.5, 2.0)) * sweep.settings["silence"])
+            node.heal()
         else:
-            raylet = cluster.raylets.pop(rng.randrange(len(cluster.raylets)))
-            if kind == "partitions":  # the node is there and says nothing, then comes back when it was given up
-                stopped = [raylet, *cluster.workers(raylet)]
-                for pid in stopped:
-                    os.kill(pid, signal.SIGSTOP)
-                time.sleep(2 * sweep.settings["silence"])
-                for pid in stopped:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGCONT)
-                time.sleep(2.0)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(raylet, signal.SIGKILL)
-            cluster.raylets.append(cluster.add())
+            cluster.nodes.pop(rng.randrange(len(cluster.nodes))).kill()
+            cluster.add()
     return sweep.finish(600.0)
 
 
@@ -350,6 +482,21 @@ def test_trials_go_on_while_drivers_are_killed(cluster, tmp_path):
     assert count.retried == 0
 
 
+def test_a_driver_that_is_told_to_go_leaves_its_trials_to_the_next(cluster, tmp_path):
+    sweep = Sweep(tmp_path, cluster, trials=4)
+    sweep.start()
+    assert until(sweep.running), sweep.log.read_text()
+    sweep.driver.terminate()
+    sweep.driver.wait(30)
+    assert sweep.running()
+    sweep.kills.append(time.time())
+    sweep.start()
+    count = sweep.finish()
+    assert count.faults() == {}
+    assert count.went_on >= 1
+    assert count.retried == 0
+
+
 def test_trials_go_on_elsewhere_when_their_node_is_killed(cluster, tmp_path):
     count = survive(cluster, tmp_path, trials=5, seed=3, raylets=1)
     print(count)
@@ -360,16 +507,110 @@ def test_trials_go_on_elsewhere_when_their_node_is_killed(cluster, tmp_path):
 @pytest.mark.slow
 def test_a_trial_that_lost_its_process_goes_on_on_another_node_if_there_is_one(cluster, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", NODES, cluster.address, str(tmp_path)], capture_output=True, text=True, env=environment()
+        [sys.executable, "-c", NODES, cluster.head.address, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
     first, second, third = json.loads(done.stdout.splitlines()[-1])
     assert first != second
     assert third in (first, second)
 
 
+@pytest.fixture(scope="module")
+def network():
+    made = None if without_namespaces() else Network()
+    yield made
+    if made is not None:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def apart(network):
+    """A cluster whose nodes have networks of their own, where the machine allows."""
+    made = Outliving(nodes=3, network=network)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cut_off(apart, tmp_path):
+    """Two trials, of which the first takes twelve seconds, on a node that is cut off after the first two or so."""
+    if reason := without_namespaces():
+        pytest.skip(reason)
+    made = []
+
+    def start(**settings):
+        sweep = Sweep(tmp_path, apart, trials=2, pace=1.5, silence=4.0, **settings)
+        sweep.start()
+        assert until(lambda: sweep.steps(0, 1)), sweep.log.read_text()
+        node = sweep.where(0, 1)
+        made.append(node)
+        node.cut()
+        return sweep, node
+
+    yield start
+    for node in made:
+        node.heal()
+
+
 @pytest.mark.slow
-def test_a_sweep_survives_kills_of_everything(cluster, tmp_path):
+def test_a_trial_on_a_node_that_is_cut_off_goes_on_elsewhere_and_is_told_once(apart, cut_off):
+    sweep, node = cut_off()
+    since = time.time()
+    assert until(lambda: sweep.moment("begun", 0, 2), 20.0), sweep.log.read_text()  # Ray itself needs a minute
+    assert sweep.where(0, 2) is not node
+    assert "silence: it was not heard of for 4 s" in sweep.journal.read_text()
+    assert until(lambda: sweep.moment("done", 0, 1))  # behind the partition
+    assert not sweep.moment("done", 0, 2)  # so both wrote to one folder at a time
+    node.heal()
+    count = sweep.finish()
+    print(count, "noticed and begun elsewhere after", sweep.moment("begun", 0, 2) - since)
+    assert count.faults() == {}
+    assert (count.retried, count.late) == (1, 1)
+    first = sweep.first_step(0, 2)
+    assert first > 0
+    assert sweep.steps(0, 2) == list(range(first, 8))
+    assert list(sweep.folder.glob("trials/*/said-*")) == []
+
+
+@pytest.mark.slow
+def test_a_node_that_is_cut_off_for_less_than_the_silence_goes_on_as_if_nothing_had_been(cut_off):
+    sweep, node = cut_off()
+    time.sleep(2.0)
+    node.heal()
+    count = sweep.finish()
+    print(count)
+    assert count.faults() == {}
+    assert count.retried == 0
+    assert sweep.steps(0, 1) == list(range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2.0, 10.0], ids=["for less than the silence", "for longer"])
+def test_a_sweep_goes_on_when_its_driver_was_cut_off_from_all(apart, tmp_path, seconds):
+    if reason := without_namespaces():
+        pytest.skip(reason)
+    own = Node(apart.network, apart.head.address, cpus=0)
+    try:
+        sweep = Sweep(tmp_path, apart, trials=4, at=own, pace=1.0, silence=4.0)
+        sweep.start()
+        assert until(lambda: sweep.steps(0, 1)), sweep.log.read_text()
+        own.cut()
+        time.sleep(seconds)
+        own.heal()
+        count = sweep.finish()
+    finally:
+        own.end()
+    print(count)
+    assert count.faults() == {}
+    if seconds < 4.0:
+        assert count.retried == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_kills_of_everything(apart, tmp_path):
     kills = {name: int(os.environ.get(f"KILLS_{name.upper()}", n)) for name, n in KILLS.items()}
-    count = survive(cluster, tmp_path, trials=6 * sum(kills.values()), seed=2, **kills)
+    count = survive(apart, tmp_path, trials=6 * sum(kills.values()), seed=2, **kills)
     print(count)
     assert count.faults() == {}

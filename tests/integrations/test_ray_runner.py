@@ -18,7 +18,7 @@ from bo.journal import StudyInUse
 from bo.ports import Branched, Lost, Raised, Reported, Returned
 from integrations import ray_runner
 from integrations.ray_runner import RayRunner, _by_default
-from integrations.ray_seat import MOST, PAGE, from_record, record_path, to_line
+from integrations.ray_seat import EMPTY, MOST, PAGE, from_record, record_path, to_line
 from search_spaces import Scale
 
 SECONDS = 120.0
@@ -254,6 +254,23 @@ def test_a_seat_is_used_again_for_equal_needs_only_and_makes_room_for_others(ope
     first, second, large, third = pids(executor, [trial(0), trial(1), trial(2), trial(3)])
     assert first == second
     assert len({first, large, third}) == 3  # each takes more of the machine than the other leaves
+
+
+def test_an_idle_seat_makes_way_for_a_trial_that_waits_for_room(opened):
+    executor, said = opened(lambda trial: time.sleep(trial.id), resources=lambda trial: {"num_cpus": 2 + trial.id}), []
+    executor.submit(trial(1))  # after which its seat has three of the four CPUs
+    executor.submit(trial(0))
+    since = time.monotonic()
+    finish(executor, said, 2)
+    assert time.monotonic() - since < ray_runner.IDLE
+
+
+def test_a_training_function_that_carries_much_arrives(opened):
+    much = bytes(range(256)) * ray_runner.INLINE
+    executor, said = opened(lambda trial: {"size": float(len(much))}, workers=1), []
+    executor.submit(trial())
+    finish(executor, said, 1)
+    assert said[0].metrics == {"size": 256.0 * ray_runner.INLINE}
 
 
 def test_reports_come_in_pages_and_wait_where_nobody_takes_them(opened):
@@ -497,6 +514,35 @@ def test_a_trial_that_holds_pythons_lock_is_neither_silent_nor_without_a_driver(
     (tmp_path / "go").touch()
     finish(executor, said, 1)
     assert isinstance(said[-1], Returned)
+
+
+def test_a_trial_that_holds_pythons_lock_is_taken_up_by_what_its_record_says(opened, tmp_path, until):
+    def train(trial):
+        trial.report(0, {"loss": 1.0})
+        ctypes.PyDLL(None).sleep(8)
+        return {"loss": 0.0}
+
+    first, said = opened(train, workers=1, silence=2.0), []
+    first.submit(trial())
+    until(lambda: from_record(tmp_path, 0, 1))
+    forget(first)
+
+    second = opened(train, workers=1, silence=2.0)
+    assert second.attach([trial()]) == (trial(),)
+    assert second.capacity() == 0
+    finish(second, said, 1)
+    assert [type(message) for message in said] == [Reported, Returned]
+
+
+@pytest.mark.slow
+def test_a_seat_that_has_nothing_to_run_ends_long_before_its_lease(opened, tmp_path, until):
+    executor = opened(stepping(tmp_path), workers=1)
+    seat = executor._start("", {}, {"CPU": 1.0}, set())  # as by a driver that dies before there is room
+    forget(executor)
+    until(lambda: ray_runner._known(seat.actor).get("State") == "ALIVE")
+    time.sleep(EMPTY / 2)
+    assert executor._actors()
+    until(lambda: not executor._actors(), EMPTY)
 
 
 @pytest.mark.slow

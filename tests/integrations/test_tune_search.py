@@ -321,6 +321,29 @@ def test_with_the_length_of_a_run_whole_ones_are_told_whoever_ends_them(study):
 
     assert [trial.status for trial in made.trials] == ["finished", "stopped", "finished", "finished"]
     assert made.trials[2].metrics == {"loss": 0.2}
+    assert [trial.cost for trial in made.trials] == [1.0, 2 / 3, 1.0, 1.0]
+
+
+def test_a_run_that_tune_ends_counts_by_what_it_made_as_far_as_that_is_known(study):
+    made = study()
+    search = StudySearch(made, steps=8)
+    for id in "abc":
+        search.suggest(id)
+    search.on_trial_complete("a", result(2, 0.3))
+    search.on_trial_result("b", result(4, 0.3))
+    search.on_trial_complete("b")  # while it was paused
+    search.on_trial_complete("c")  # before it said anything
+    assert [trial.cost for trial in made.trials] == [0.25, 0.5, 1.0]
+
+    search = StudySearch(made)  # without the steps of a whole run it is told from those that returned
+    for id in "def":
+        search.suggest(id)
+    search.on_trial_complete("d", result(2, 0.3))
+    search.on_trial_result("e", result(10, 0.3))
+    search.on_trial_complete("e", result(10, 0.3))
+    search.on_trial_complete("f", result(2, 0.3))
+    assert [trial.status for trial in made.trials][3:] == ["stopped", "finished", "stopped"]
+    assert [trial.cost for trial in made.trials][3:] == [1.0, 1.0, 0.2]
 
 
 def test_a_last_report_without_what_the_objective_needs_fails_the_trial(study):
