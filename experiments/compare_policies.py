@@ -1,132 +1,147 @@
 """Do proxies pay on the real language-model job? The ladder against search at the target alone, at equal compute.
 
     python -m experiments.compare_policies --seeds 5 --budget 8 --workers 2
+    python -m experiments.compare_policies --report      # the table and the figure again, from the numbers kept
 
 All arms search the same space with the same training function and spend the same compute, counted in target runs: the
 ladder's proxies are paid for out of its budget, and no arm gets a baseline. An arm is scored by the best target loss it
 has measured once a share of the budget is spent. Small models use a processor worse than 6 N D says, so the arms
-without proxies run on beyond the budget, and the last lines of the table compare at equal measured seconds as well.
-Studies are kept in --folder, so an interrupted run goes on; the numbers go to results/compare_policies.json.
+without proxies run on beyond the budget, and the last lines of the table compare at equal seconds as well. Seconds are
+those of the processor, for a run trains on one thread of the search's own process, and the report takes their median at
+each scale: other work on the machine does not count, and neither do proposals.
+
+Studies are kept in --folder, so an interrupted search goes on (of the run that was cut, the seconds after that alone
+are counted). The numbers go to results/compare_policies.json, a line a trial, and the figure beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
+import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from bo import Study, run
+import numpy as np
+
+from bo import Pareto, Study, Trial, run
+from experiments import campaign_report
 from experiments.corpus import open_corpus
 from integrations.in_process import InProcess
 from integrations.training_file import TrainingFile
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the budget
-ARMS = {"ladder": 1.0, "bayes": 1.25, "sobol": 1.25}  # and what it may spend, in budgets
+ARMS = {"ladder": 1.0, "bayes": 1.4, "sobol": 1.4}  # and what it may spend, in budgets
 JOB = Path(__file__).parent / "language_model.py"
 RESULTS = Path(__file__).parent / "results" / "compare_policies.json"
 
 
-def search(arm: str, seed: int, folder: Path, budget: float) -> dict[str, Any]:
-    """One study of one arm; what it had found when each share of the budget was spent."""
-    job = TrainingFile(JOB).load()
-    path = folder / f"{arm}-{seed}"
-    with Study.open_or_create(path, job.space, objective=job.objective, seed=seed, policy=arm) as study:
-        run(study, job.train, executor=InProcess(), budget=budget * ARMS[arm])
-    return {"arm": arm, "seed": seed, "progress": progress(study), **counts(study)}
+# --------------------------------------------------------------------------------------------------------- the searches
 
 
-def progress(study: Study) -> list[tuple[float, float, float | None]]:
-    """After each trial: target runs spent, seconds trained, the best target loss so far."""
-    best: float | None = None
-    spent, seconds = 0.0, 0.0
-    curve: list[tuple[float, float, float | None]] = []
-    for trial in study.trials:
-        spent, seconds = spent + trial.cost, seconds + (trial.seconds or 0.0)
-        if trial.status == "finished" and trial.scale == study.top:
-            value = study.objective.value(trial.metrics or {})
-            best = value if best is None else min(best, value)
-        curve.append((spent, seconds, best))
-    return curve
+def search(arm: str, seed: int, folder: Path, budget: float, job: Path = JOB) -> dict[str, Any]:
+    """One study of one arm: its trials, a row each, and what the ladder's model says of the scales at the end."""
+    import torch  # before the first run, whose time it is not
+
+    torch.set_num_threads(1)
+    file = TrainingFile(job).load()
+    executor = InProcess(clock=time.process_time)
+    with Study.open_or_create(
+        folder / f"{arm}-{seed}", file.space, objective=file.objective, seed=seed, policy=arm
+    ) as study:
+        run(study, file.train, executor=executor, budget=budget * ARMS[arm])
+        rows = [row(study, trial) for trial in study.trials]
+        found = across(study) if arm == "ladder" else {}
+    return {"arm": arm, "seed": seed, "trials": rows, **found}
 
 
-def counts(study: Study) -> dict[str, Any]:
-    at_top = [trial for trial in study.trials if trial.scale == study.top]
-    return {
-        "proxies": len(study.trials) - len(at_top),
-        "target_runs": len(at_top),
-        "diverged": sum(trial.status == "diverged" for trial in study.trials),
-        "spent": round(study.spent, 3),
-        "proxy_seconds": round(sum(t.seconds or 0.0 for t in study.trials if t.scale != study.top), 1),
-        "target_seconds": round(sum(t.seconds or 0.0 for t in at_top), 1),
-        "best_config": study.space.to_json(best.config) if (best := study.best()) else None,
+def row(study: Study, trial: Trial) -> dict[str, Any]:
+    assert not isinstance(study.objective, Pareto)
+    finished = trial.status == "finished"
+    kept = {
+        "id": trial.id,
+        "source": trial.source,
+        "scale": dict(trial.scale),
+        "cost": trial.cost,
+        "seconds": None if trial.seconds is None else round(trial.seconds, 3),
+        "status": trial.status,
+        "loss": study.objective.value(trial.metrics or {}) if finished else None,
+        "config": study.space.to_json(trial.config),
     }
+    return kept | ({"predicted": dict(trial.predicted)} if trial.predicted else {})
 
 
-def table(results: list[dict[str, Any]], seeds: int, budget: float) -> str:
-    """Each arm's best loss, and by how much the ladder is ahead of it on the same seeds: medians, with ranges."""
-    by = {(result["arm"], result["seed"]): result["progress"] for result in results}
-    lines = [f"{'':<20}{'':<8}{'best target loss':<28}{'behind the ladder':<31}ladder ahead"]
-    for share in (*SHARES, None):
-        name = f"{share:.0%} of the budget" if share else "equal seconds"
-        best: dict[str, list[float]] = {}
-        for arm in ARMS:
-            best[arm] = []
-            for seed in range(seeds):
-                column, most = (0, budget * share) if share else (1, by["ladder", seed][-1][1])
-                told = (p[2] for p in reversed(by[arm, seed]) if p[column] <= most + 1e-9)
-                best[arm].append(next((loss for loss in told if loss is not None), math.inf))
-            behind = [mine - ladder for mine, ladder in zip(best[arm], best["ladder"], strict=True)]
-            compared = (
-                "" if arm == "ladder" else f"{spread(behind, '+'):<31}{sum(gap > 0 for gap in behind)} of {seeds}"
-            )
-            lines.append(f"{name:<20}{arm:<8}{spread(best[arm]):<28}{compared}".rstrip())
-            name = ""
-    return "\n".join(lines)
+def across(study: Study) -> dict[str, Any]:
+    """What `windtunnel diagnose` says of drifts and of trust, and what is recommended at each scale that ran."""
+    from bo.analysis import diagnose  # torch
+
+    said = diagnose(study.history(), None, np.random.default_rng(study.seed), study.settings.get("surrogate", "gp"))
+    best = []
+    for scale in sorted({trial.scale for trial in study.trials}, key=study.space.cost):
+        at = study.recommend(scale)
+        best.append(
+            {
+                "scale": dict(scale),
+                "cost": study.space.cost(scale),
+                **{name: getattr(at, name) for name in ("mean", "low", "high", "guess", "trust")},
+                "config": study.space.to_json(at.config),
+                "intervals": {path: list(ends) for path, ends in at.intervals.items()},
+            }
+        )
+    return {"drifts": [asdict(drift) for drift in said.drifts], "trust": said.trust, "recommended": best}
 
 
-def spread(values: list[float], sign: str = "") -> str:
-    return f"{median(values):{sign}.4f} ({min(values):{sign}.4f} to {max(values):{sign}.4f})"
+# ------------------------------------------------------------------------------------------------------------- the file
 
 
-def main() -> None:
+def to_text(value: Any, depth: int = 4, line: str = "\n") -> str:
+    """JSON whose first `depth` levels take lines of their own: a line for each trial."""
+    if not depth or not value or not isinstance(value, dict | list):
+        return json.dumps(value, allow_nan=False)
+    more, (first, last) = line + " ", "{}" if isinstance(value, dict) else "[]"
+    names = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(value)
+    parts = value.values() if isinstance(value, dict) else value
+    lines = [name + to_text(part, depth - 1, more) for name, part in zip(names, parts, strict=True)]
+    return first + more + f",{more}".join(lines) + line + last
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=8.0, help="of each arm, in target runs")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("studies/compare_policies"))
-    options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON; the figure is beside it")
+    parser.add_argument("--report", action="store_true", help="run nothing: the table and the figure of --results")
+    options = parser.parse_args(argv)
+    if not options.report:
+        os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # seconds are the processor's
+        note = campaign(options.seeds, options.budget, options.workers, options.folder)
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(to_text(note) + "\n", encoding="utf-8")
+    note = campaign_report.load(options.results)
+    print(campaign_report.table(note))
+    print(campaign_report.draw(note, options.results.with_suffix(".png")))
+
+
+def campaign(seeds: int, budget: float, workers: int, folder: Path) -> dict[str, Any]:
     corpus = open_corpus()
-    print(f"corpus {corpus.sha256[:16]}, {options.seeds} seeds, {options.budget:g} target runs an arm", flush=True)
+    print(f"corpus {corpus.sha256[:16]}, {seeds} seeds, {budget:g} target runs an arm", flush=True)
     results = []
-    with ProcessPoolExecutor(options.workers) as pool:
-        jobs = [
-            pool.submit(search, arm, seed, options.folder, options.budget)
-            for seed, arm in product(range(options.seeds), ARMS)
-        ]
-        for job_done in jobs:
-            results.append(job_done.result())
-            last = results[-1]
-            print(
-                f"{last['arm']:<7} seed {last['seed']}: {last['progress'][-1][2]} after {last['spent']} target runs",
-                flush=True,
-            )
-    print(table(results, options.seeds, options.budget))
-    RESULTS.parent.mkdir(exist_ok=True)
-    note = {
-        "corpus": corpus.sha256,
-        "budget": options.budget,
-        "versions": {package: version(package) for package in ("torch", "botorch", "numpy")},
-        "results": results,
-    }
-    RESULTS.write_text(json.dumps(note, indent=1) + "\n")
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = [pool.submit(search, arm, seed, folder, budget) for seed, arm in product(range(seeds), ARMS)]
+        for job in jobs:
+            results.append(last := job.result())
+            spent, seconds, best = campaign_report.progress(last["trials"])[-1]
+            print(f"{last['arm']:<7} seed {last['seed']}: {best} after {spent:.3f}, {seconds:.0f} s", flush=True)
+    versions = {package: version(package) for package in ("torch", "botorch", "numpy")}
+    return {"corpus": corpus.sha256, "budget": budget, "versions": versions, "results": results}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The main job: peak learning rate, schedule and data mixture of a small language model on real text.
+"""The main job: learning rate, batch size, schedule and data mixture of a small language model on real text.
 
     windtunnel run experiments/language_model.py [-- --scale full --corpus DIR --weights code=0.7,docs=0.3]
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from bo import WeightedSum
 from bo.trial import Diverged
 from experiments import corpus
-from search_spaces import Fidelity, Mixture, Real, Scale, Schedule, Space, stable_until
+from search_spaces import Fidelity, Integer, Mixture, Real, Scale, Schedule, Space, stable_until
 
 if TYPE_CHECKING:
     from bo.worker import RunningTrial
@@ -52,7 +52,7 @@ class Recipe:
     """What is fixed in all runs at a `--scale`, and the rungs of its scale axes, of which the last are the target."""
 
     context: int  # bytes in a sequence
-    batch: int  # sequences in a step
+    batch: tuple[int, int]  # least and most sequences in a step
     shapes: Mapping[str, Shape]
     tokens: tuple[float, ...]
 
@@ -60,7 +60,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "small": Recipe(
         context=64,
-        batch=8,
+        batch=(4, 32),
         shapes={
             "0.03M": Shape(32, 1, 2),
             "0.1M": Shape(56, 2, 4),
@@ -71,7 +71,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "full": Recipe(
         context=256,
-        batch=16,
+        batch=(8, 64),
         shapes={
             "0.1M": Shape(56, 2, 4),
             "0.3M": Shape(88, 3, 4),
@@ -83,7 +83,7 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
-WARMUP = 0.1  # of the steps; a default target run has about 590
+WARMUP = 0.1  # of the steps; a default target run has 150 to 1170
 PARTS = 5  # of a run; each ends with a report, the last with the result, and a checkpoint
 WINDOWS = 128  # validation sequences a domain: 8 kB at the small scale
 REPORT_EVERY = 8  # a report on the way takes every eighth of them
@@ -131,6 +131,7 @@ RECIPE = RECIPES[ARGS.scale]
 
 space = Space(
     lr=Real(1e-4, 1e-1, log=True),
+    batch=Integer(*RECIPE.batch, log=True),
     schedule=Schedule("cosine", "linear", "rex", warmup=WARMUP, floor=0.0, shape=0.5, wsd={"decay": Real(0.1, 0.6)}),
     data=Mixture(*ARGS.domains, floor=0.01),
     fidelity=Fidelity(
@@ -145,6 +146,7 @@ budget = 14.0
 # A recipe as one would write it down without tuning: the first trial, and what the summary compares with.
 baseline = {
     "lr": 3e-3,
+    "batch": 2 * RECIPE.batch[0],
     "schedule": {"family": "cosine", "warmup": WARMUP},
     "data": {name: 1 / len(ARGS.domains) for name in ARGS.domains},
 }
@@ -182,7 +184,7 @@ def train(trial: RunningTrial) -> dict[str, float]:
 
     config, shape = trial.config, RECIPE.shapes[trial.scale.label("params")]
     shares = np.array([config["data"][name] for name in ARGS.domains])  # (k,)
-    total = steps(trial.scale)
+    batch, total = config["batch"], steps(trial.scale, config["batch"])
     print(f"corpus sha256 {text.sha256}; {shape.parameters:,} parameters, {total} steps on {device}", flush=True)
 
     model = Transformer(shape.width, shape.depth, shape.heads, RECIPE.context, trial.seed).to(device)
@@ -198,9 +200,7 @@ def train(trial: RunningTrial) -> dict[str, float]:
         for now in range(first, last):
             for group in optimizer.param_groups:
                 group["lr"] = config["lr"] * config["schedule"].factor(now, of)
-            loss = next_byte_loss(
-                model, training_windows(sources, shares, RECIPE.batch, RECIPE.context, trial.seed, now)
-            )
+            loss = next_byte_loss(model, training_windows(sources, shares, batch, RECIPE.context, trial.seed, now))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -251,7 +251,7 @@ def train(trial: RunningTrial) -> dict[str, float]:
             seconds += time.perf_counter() - started
             step = leave
             if scale is not None:
-                branched.append((scale["tokens"], branch(step, steps(scale))))
+                branched.append((scale["tokens"], branch(step, steps(scale, batch))))
                 trial.branch(branched[-1][1], tokens=scale["tokens"])
         leaves = [(at, scale) for at, scale in leaves if at > end]
         mean = sum(losses) / len(losses)
@@ -260,7 +260,7 @@ def train(trial: RunningTrial) -> dict[str, float]:
         elif mean > initial:  # not asked of the first part: a low learning rate has hardly moved in it
             raise Diverged(f"The training loss is {mean:.2f} before step {end}, above its start of {initial:.2f}.")
         if step < total:
-            trial.report(step, validate(REPORT_EVERY) | {"train_loss": mean})
+            trial.report(step * batch * RECIPE.context, validate(REPORT_EVERY) | {"train_loss": mean})  # tokens
         trial.save(
             {
                 "step": step,
@@ -271,18 +271,18 @@ def train(trial: RunningTrial) -> dict[str, float]:
                 "optimizer": optimizer.state_dict(),
             }
         )
-    trained = (step - resumed_at) * RECIPE.batch * RECIPE.context
+    trained = (step - resumed_at) * batch * RECIPE.context
     return validate(1) | ({"tokens_per_second": trained / seconds} if trained else {})  # else: only validated again
 
 
-def steps(scale: Scale) -> int:
-    return round(scale["tokens"] / (RECIPE.batch * RECIPE.context))
+def steps(scale: Scale, batch: int) -> int:
+    return round(scale["tokens"] / (batch * RECIPE.context))
 
 
 def departures(config: Mapping[str, Any], scales: Sequence[Scale]) -> list[tuple[int, Scale]]:
     """The step at which a run of each of the scales ends its stable phase, in order; none without a stable phase."""
-    held = stable_until(config)
-    found = [] if held is None else [(math.floor(held * steps(scale) + 1e-9), scale) for scale in scales]
+    held, batch = stable_until(config), config["batch"]
+    found = [] if held is None else [(math.floor(held * steps(scale, batch) + 1e-9), scale) for scale in scales]
     return sorted(found, key=lambda departure: departure[0])
 
 

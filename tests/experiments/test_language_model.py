@@ -69,7 +69,7 @@ def fly(
 def smallest(job: ModuleType, steps: int) -> Scale:
     """The scale of so many steps of the smallest model."""
     label, shape = next(iter(job.RECIPE.shapes.items()))
-    tokens = steps * job.RECIPE.batch * job.RECIPE.context
+    tokens = steps * job.baseline["batch"] * job.RECIPE.context
     return Scale({"params": shape.parameters, "tokens": tokens}, {"params": label})
 
 
@@ -177,7 +177,9 @@ def test_a_checkpoint_of_another_corpus_is_refused(job: ModuleType, tmp_path: Pa
 def test_reports_on_the_way_carry_every_validation_loss(job: ModuleType, tmp_path: Path) -> None:
     reports: list[Reported] = []
     result = fly(job, tmp_path, lambda report: bool(reports.append(report)))
-    assert [report.step for report in reports] == [4, 8, 12, 16]
+    assert [report.step for report in reports] == [
+        job.baseline["batch"] * job.RECIPE.context * step for step in (4, 8, 12, 16)
+    ]
     assert all(report.metrics.keys() == {*losses(result), "train_loss"} for report in reports)
     assert reports[-1].metrics["train_loss"] < reports[0].metrics["train_loss"] < math.log(256) + 1
 
