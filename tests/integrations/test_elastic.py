@@ -40,8 +40,9 @@ def train(trial):
     label = trial.scale.label("params")
     nodes = [ray.get_runtime_context().get_node_id()]
     for bundle in kinds[label].get("bundles", [])[1:]:
-        other = {kind: n for kind, n in bundle.items() if kind != "CPU"}
-        nodes.append(ray.get(where.options(num_cpus=bundle["CPU"], resources=other).remote()))
+        other = {kind: n for kind, n in bundle.items() if kind not in ("CPU", "GPU")}
+        there = where.options(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), resources=other)
+        nodes.append(ray.get(there.remote()))
     with open(folder / "ran", "a") as file:
         print(json.dumps([trial.id, trial.attempt, label, nodes, first]), file=file)
     for step in range(first, steps):
@@ -77,7 +78,7 @@ cluster, nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}), 
 print(">", cluster.address, flush=True)
 for line in sys.stdin:
     if (asked := line.strip()) == "add":
-        node = cluster.add_node(num_cpus=1)
+        node = cluster.add_node(num_cpus=1, num_gpus=1)
         nodes[node.node_id] = node
         print(">", node.node_id, flush=True)
     else:
@@ -166,7 +167,7 @@ class Cluster:
         until(lambda: b"Ray runtime started" in (self.folder / "log").read_bytes(), self)
 
     def add(self):
-        """A node of one CPU joins."""
+        """A node of one CPU joins, with what it says is one GPU."""
         self.there.add(self._line(self.holder, "add"))
 
     def take_away(self, node):
@@ -308,6 +309,21 @@ def test_a_node_that_joins_during_a_sweep_takes_trials(cluster, tmp_path):
     cluster.add()
     assert [trial.status for trial in sweep.study().trials] == ["finished"] * 4
     assert {node for _, (node,), _ in sweep.ran().values()} == cluster.there
+
+
+def test_proxies_share_gpus_before_a_run_that_takes_whole_nodes(cluster, tmp_path):
+    while len(cluster.there) < 2:
+        cluster.add()
+    whole = {"CPU": 1, "GPU": 1}
+    kinds = {
+        "small": {"num_cpus": 0.25, "num_gpus": 0.25},
+        "large": {"bundles": [whole, whole], "strategy": "STRICT_SPREAD"},
+    }
+    sweep = Sweep(cluster, tmp_path, ["small"] * 4 + ["large"], kinds, steps=60, workers=5)
+    sweep.until(lambda: len(sweep.ran()) == 4)
+    assert not any(event["kind"] == "finished" for event in sweep.events())  # four at once on two
+    assert [trial.status for trial in sweep.study().trials] == ["finished"] * 5
+    assert set(sweep.ran()[4, 1][1]) == cluster.there
 
 
 def test_a_trial_whose_node_is_preempted_goes_on_elsewhere_and_is_not_charged(cluster, tmp_path):
