@@ -113,3 +113,7 @@ def test_only_the_target_is_scored_and_proxies_are_paid_for() -> None:
     assert campaign_report.best_after(curve, 2.4, 0) == math.inf
     assert campaign_report.best_after(curve, 2.5, 0) == 4.0
     assert campaign_report.best_after(curve, 6.9, 1) == math.inf
+
+
+def test_the_committed_campaign_can_be_reported_again() -> None:
+    assert "5 of 5" in campaign_report.table(campaign_report.load(compare_policies.RESULTS))
