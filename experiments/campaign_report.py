@@ -184,7 +184,7 @@ def draw_found(axes: Axes, note: Mapping[str, Any]) -> None:
     axes.set_xlim(0, None)
     axes.set(xlabel="compute spent, in target runs", ylabel="best loss at the target (nats a byte)")
     axes.set_title(f"Found: median and range of {len(proxies)} seeds")
-    axes.legend(loc="upper right", bbox_to_anchor=(0.68, 1.0), ncols=2, fontsize=8, reverse=True)
+    axes.legend(loc="upper right", bbox_to_anchor=(1.0, 0.93), fontsize=8, reverse=True)
 
 
 def draw_spent(axes: Axes, note: Mapping[str, Any]) -> None:
