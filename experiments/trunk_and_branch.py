@@ -55,8 +55,7 @@ def job_space(job: Loaded, sizes: Sequence[str], warmup: float) -> Space:
     assert job.space.fidelity is not None
     labels = dict(zip(job.space.fidelity.axes[0].labels, job.space.fidelity.axes[0].values, strict=True))
     return Space(
-        lr=job.space.parameters["lr"],
-        batch=job.space.parameters["batch"],
+        **{name: job.space.parameters[name] for name in ("lr", "batch") if name in job.space.parameters},
         schedule=Schedule(warmup=warmup, floor=0.0, wsd={"decay": Real(0.1, 0.4)}),
         data=job.space.parameters["data"],
         fidelity=Fidelity(

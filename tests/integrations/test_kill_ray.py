@@ -136,13 +136,15 @@ def until(holds, seconds: float = SECONDS, pause: float = 0.05) -> bool:
     return False
 
 
-def alive(pid: int) -> bool:
-    """Whether a worker is there; a number that has been given to another process does not count."""
+def alive(pid: int, since: float) -> bool:
+    """Whether the process is there that had this number at a time; the numbers come round in a long sweep."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z" and b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
+    (booted,) = (int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if "btime" in line)
+    started = booted + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return fields[0] != "Z" and started < since + 1.0  # to which the first of them is rounded
 
 
 def ip(*words: object) -> str:
@@ -381,7 +383,7 @@ class Sweep:
 
     def running(self) -> list[tuple[int, int, int]]:
         done = self.marks("done")
-        return [run for run in self.marks("begun") if run not in done and alive(run[2])]
+        return [run for run, at in self.marks("begun").items() if run not in done and alive(run[2], at)]
 
     def kill_driver(self) -> None:
         self.driver.kill()
@@ -412,9 +414,13 @@ class Sweep:
         count.run_twice = sum(n - 1 for n in collections.Counter(run[:2] for run in begun).values())
         count.retried = sum(e["kind"] == "retried" for e in events)
         count.went_on = sum(any(begun[run] < kill < done[run] for kill in self.kills) for run in done if run in begun)
-        pids = {pid for _, _, pid in begun}
-        until(lambda: not any(map(alive, pids)), 10)
-        count.orphaned = sum(map(alive, pids))
+        last = {pid: at for at, pid in sorted((at, pid) for (_, _, pid), at in begun.items())}
+
+        def there() -> int:
+            return sum(alive(pid, at) for pid, at in last.items())
+
+        until(lambda: not there(), 10)
+        count.orphaned = there()
         space = f"windtunnel-{journal.identity(self.folder)}"
         left = subprocess.run(
             [*self._python(self.cluster.head), LEFT, self.cluster.head.address, space],
@@ -483,11 +489,11 @@ def test_trials_go_on_while_drivers_are_killed(cluster, tmp_path):
 
 
 def test_a_driver_that_is_told_to_go_leaves_its_trials_to_the_next(cluster, tmp_path):
-    sweep = Sweep(tmp_path, cluster, trials=4)
+    sweep = Sweep(tmp_path, cluster, trials=2, pace=0.8)
     sweep.start()
     assert until(sweep.running), sweep.log.read_text()
     sweep.driver.terminate()
-    sweep.driver.wait(30)
+    sweep.driver.wait(60)
     assert sweep.running()
     sweep.kills.append(time.time())
     sweep.start()
