@@ -256,6 +256,7 @@ def test_a_seat_is_used_again_for_equal_needs_only_and_makes_room_for_others(ope
     assert len({first, large, third}) == 3  # each takes more of the machine than the other leaves
 
 
+@pytest.mark.slow  # a busy machine takes as long to start a seat
 def test_an_idle_seat_makes_way_for_a_trial_that_waits_for_room(opened):
     executor, said = opened(lambda trial: time.sleep(trial.id), resources=lambda trial: {"num_cpus": 2 + trial.id}), []
     executor.submit(trial(1))  # after which its seat has three of the four CPUs
