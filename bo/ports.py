@@ -87,10 +87,6 @@ class Lost:
     innocent: bool = False
 
 
-class Dismissed(KeyboardInterrupt):
-    """The driver is told to go, by SIGTERM for instance, not the sweep: what outlives a driver is left running."""
-
-
 #: What a run says on its way, any number of times; all other messages are its last.
 Underway = Reported | Branched
 Message = Underway | Returned | Stopped | Raised | Lost

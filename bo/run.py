@@ -24,7 +24,6 @@ from bo.checkpoint import private, private_folder
 from bo.objective import Pareto
 from bo.ports import (
     Branched,
-    Dismissed,
     Executor,
     Lost,
     Message,
@@ -74,6 +73,7 @@ def run(
     watch: Watch | None = None,
     keep: str = "target",
     forget: Forget | None = None,
+    leave: Callable[[], bool] | None = None,
     clock: Clock = time.monotonic,
 ) -> Reason:
     """Run trials until a limit is reached; trials left running by an earlier driver go on from their checkpoints.
@@ -85,13 +85,14 @@ def run(
     best objective, in the user's sign, is at least this good. patience: stop after this many told trials at the top
     scale without a better one. watch: called with what happened and the trial, after it is on the disk. keep: whose
     checkpoints stay when a trial has ended, a name of `bo.retention.RULES`; forget: called with the trials whose
-    checkpoints are to go from a store as well. clock: seconds that never run backwards, for `hours` and for the waits
+    checkpoints are to go from a store as well. leave: asked when an exception ends the run, whether the trials that can
+    outlive this driver are left to the next. clock: seconds that never run backwards, for `hours` and for the waits
     between the attempts of a trial.
 
     Returns why it ended; the study is left open, and can be run again with larger limits. Trials that were asked for
     and had not started stay so, and are the first of the next run. Raises ValueError for a wrong
     value, StudyInUse when another process drives the study, TrainingBroken when trial after trial fails, and
-    KeyboardInterrupt as it came; with `bo.ports.Dismissed`, which is one, trials that can outlive this driver run on.
+    KeyboardInterrupt as it came.
     """
     _check(hours=hours, target=target, patience=patience)
     if not callable(train):
@@ -104,18 +105,18 @@ def run(
     retention = Retention(study, keep, forget)
     ending = Ending(study, hours, target, patience, clock)
     driver = Driver(study, runs_it, ending, watch, retention=retention, clock=clock)
-    leave = False
+    left = False
     try:
         retention.throughout()
         runs_it.open(train, study.folder.resolve())
         return driver.drive()
-    except BaseException as why:
-        leave = isinstance(why, Dismissed)
+    except BaseException:
+        left = leave is not None and leave()
         driver.hear()
         raise
     finally:
         with contextlib.closing(driver.thinker):
-            runs_it.close(leave)
+            runs_it.close(left)
         clear_requests(study.folder)
 
 

@@ -272,7 +272,7 @@ def _drive(
         print(plan_words(planned))
     progress = Progress(study)
     try:
-        with contextlib.ExitStack() as mirrored, terminable():
+        with contextlib.ExitStack() as mirrored, terminable() as dismissed:
             mirror = None
             if store := _store(options):
                 from integrations.journal_mirror import Mirror
@@ -290,6 +290,7 @@ def _drive(
                 watch=progress,
                 keep=options.keep,
                 forget=None if mirror is None else mirror.forget,
+                leave=dismissed,
             )
     except KeyboardInterrupt:
         progress.close()
@@ -305,18 +306,21 @@ def _drive(
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM, which schedulers send some time before they kill, is as Ctrl-C, but leaves what outlives a driver."""
+def terminable() -> Iterator[Callable[[], bool]]:
+    """SIGTERM, which schedulers send some time before they kill, is as Ctrl-C; yields what says whether it came."""
 
-    def dismiss(*_: object) -> None:
-        raise ports.Dismissed
+    came: list[int] = []
+
+    def dismiss(number: int, _: object) -> None:
+        came.append(number)  # what is raised may come out of a library as another KeyboardInterrupt
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # where nobody may handle signals
-        yield
+        yield lambda: False
         return
     before = signal.signal(signal.SIGTERM, dismiss)
     try:
-        yield
+        yield lambda: bool(came)
     finally:
         signal.signal(signal.SIGTERM, before)
 

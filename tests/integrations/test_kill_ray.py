@@ -75,8 +75,8 @@ if journal.exists(folder):
     study = Study.open(folder)
 else:
     study = Study.create(folder, Space(lr=Real(0.0, 1.0)), objective=Minimize("loss"), policy="sobol", seed=0)
-with terminable():  # as the command line has it
-    run(study, train, executor=RayRunner(**settings), n_trials=trials)
+with terminable() as dismissed:  # as the command line has it
+    run(study, train, executor=RayRunner(**settings), n_trials=trials, leave=dismissed)
 """
 
 # On which nodes the attempts of a trial ran that loses two processes.
