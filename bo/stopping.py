@@ -78,7 +78,8 @@ class Halving:
         if known and not before < self._rung(known, step) <= step:  # most reports, and they are told at once
             return False
         peers = _peers(trial, trials)
-        last = self.last or min(_lengths(peers), default=math.inf)
+        whole = (other.reports[-1].step for other in peers if other.status == "finished")
+        last = self.last or min(whole, default=math.inf)
         rung = self._rung(self.first or 0.3 * last, step)
         if not before < rung <= step < last:
             return False
@@ -105,7 +106,8 @@ def share(trial: Trial, trials: Iterable[Trial], last: int | None = None) -> flo
     """
     if not trial.reports or trial.wanted:
         return None
-    lengths = _lengths(_peers(trial, trials)) if last is None else [last]
+    whole = [other for other in _peers(trial, trials) if other.status == "finished"]
+    lengths = [_made(other) for other in whole] if last is None else [last]
     if not lengths or max(lengths) > 1.1 * min(lengths):
         return None
     made = _made(trial)
@@ -116,11 +118,6 @@ def _peers(trial: Trial, trials: Iterable[Trial]) -> list[Trial]:
     """The others at a trial's scale that have reported."""
     at = trial.scale  # the same object in one study, where comparing would take ten times as long
     return [o for o in trials if o.reports and o.id != trial.id and (o.scale is at or o.scale == at)]
-
-
-def _lengths(peers: Iterable[Trial]) -> list[int]:
-    """How many steps the finished ones have made by their last reports."""
-    return [_made(other) for other in peers if other.status == "finished"]
 
 
 def _made(trial: Trial) -> int:

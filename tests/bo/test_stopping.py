@@ -95,6 +95,12 @@ def test_a_report_between_rungs_costs_no_look_at_the_other_runs(rule):
         assert not rule.decide(trial(9, *[1.0] * n), None, LOSS)
 
 
+def test_steps_from_0_are_not_judged_at_the_end_either():
+    others = [trial(id, 0.0, 0.0, 0.0, steps=(0, 5, 9), status="finished") for id in range(5)]
+    assert ends(Halving(), trial(9, 1.0, 1.0, steps=(0, 5)), others)
+    assert not ends(Halving(), trial(9, 1.0, 1.0, 1.0, steps=(0, 5, 9)), others)
+
+
 def test_nothing_is_judged_at_the_end():
     others = [trial(id, *[0.0] * 8) for id in range(5)]
     judged = [n for n in range(1, 9) if ends(Halving(first=2, last=8), trial(9, *[1.0] * n), others)]
